@@ -1,0 +1,1 @@
+"""Denoisers, noise levels, preconditioning and the loss: the mathematics, without files or networks."""
