@@ -1,0 +1,1 @@
+"""From records to what a person reads: tables, plots, image grids, one self-contained page."""

@@ -1,0 +1,373 @@
+"""One HTML page that shows a run to others: what was gained, by how much, how sure, what it looks like, what it cost.
+
+Problem: a result is passed on as a file, by people who were not there when it was measured. So the page holds everything (images
+and plots inside, no request to anywhere), opens offline, says its main result in a sentence before any table, shows the spread and
+the protocol beside every figure, and escapes every text that came from outside: a class name is only a name, even one like "<script>".
+
+The way: `read_run` (records) -> sentences (verdict), plots, grids -> sections -> one page; several runs make one page with a
+section each.
+"""
+
+import html
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoguidance.errors import UserError
+from autoguidance.report.grids import make_grid, matched, png_data_uri, shrink
+from autoguidance.report.plots import distance_over_weight, method_variable, repeats_per_method, training_loss
+from autoguidance.report.records import METHOD_SHORT_TITLES, METHOD_TITLES, Row, RunRecords, method_order, read_run, split_model_name
+from autoguidance.report.theme import STYLE_SHEET
+from autoguidance.report.verdict import compare, figure, headline, percent, second_line
+from autoguidance.storage import write_text
+
+_MAX_GRID_ROWS = 12
+_MAX_IMAGE_SIDE = 96  # larger images are reduced, so that the page of a hundred stays a few megabytes
+_THIN_SPACE = "\u2009"
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}".replace(",", _THIN_SPACE)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{figure(seconds, 2 if seconds < 10 else 3)} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _interval(row: Row) -> str:
+    if row.interval is None:
+        return "–"
+    low, high = row.interval
+    return f"({figure(low, 2)}, {'∞' if math.isinf(high) else figure(high, 2)}]"
+
+
+def _model(name: str, folder: Path) -> str:
+    """A model's name as a table cell: the name within the run, then EMA width and images seen as a second line."""
+    if not name:
+        return "–"
+    path, std, images = split_model_name(name)
+    inside = path.removeprefix(f"{folder.as_posix()}/").removeprefix(f"{folder.resolve().as_posix()}/")
+    details = ", ".join(part for part in (f"EMA {std}" if std else "", f"{images} images" if images else "") if part)
+    return _text(inside) + (f"<small>{_text(details)}</small>" if details else "")
+
+
+def _table(caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A table of ready HTML cells. columns: (title, class); rows: (class of the row, cells), the first cell being its header."""
+    head = "".join(f'<th scope="col" class="{kind}">{title}</th>' for title, kind in columns)
+    body = []
+    for kind, cells in rows:
+        data = "".join(f'<td class="{columns[index][1]}">{cell}</td>' for index, cell in enumerate(cells[1:], 1))
+        body.append(f'<tr class="{kind}"><th scope="row">{cells[0]}</th>{data}</tr>')
+    label = _text(caption)
+    return (
+        f'<div class="frame" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _methods_table(records: RunRecords) -> str:
+    best, unguided = records.best(), records.best("unguided")
+    extras = sorted({name for row in records.rows for name in row.extras})
+    repeats = max((len(row.fd_repeats) for row in records.rows), default=0)
+    columns = [
+        ("Method", "text"),
+        ("Fréchet distance ↓", ""),
+        ("against unguided", ""),
+        ("w", ""),
+        ("interval in σ", ""),
+        ("main model", "text"),
+        ("guide", "text"),
+        ("evaluations<br>per image", ""),
+        ("seconds<br>per image", ""),
+        *((_text(name), "") for name in extras),
+    ]
+    rows = []
+    for row in records.rows:
+        change = None if unguided is None or row is unguided else compare(row, unguided)
+        key = f'<span class="key" style="--key: var(--{method_variable(row.method)})"></span>'
+        badge = '<span class="badge">best</span>' if row is best and len(records.rows) > 1 else ""
+        spread = f" ± {figure(row.fd_std, 2)}" if row.fd_std is not None and row.fd is not None else ""
+        evaluations = [value for value in (row.evaluations_main, row.evaluations_guide) if value]
+        split = f"<small>{' + '.join(f'{value:g}' for value in evaluations)}</small>" if len(evaluations) > 1 else ""
+        cells = [
+            key + _text(METHOD_TITLES.get(row.method, row.method)) + badge,
+            figure(row.fd) + spread,
+            "–" if change is None else percent(-change.reduction).replace("-", "−"),
+            "–" if row.weight is None else f"{row.weight:g}",
+            _interval(row),
+            _model(row.main, records.folder),
+            _model(row.guide, records.folder),
+            (f"{sum(evaluations):g}" if evaluations else "–") + split,
+            figure(row.seconds_per_image, 2),
+            *(figure(row.extras.get(name)) for name in extras),
+        ]
+        rows.append(("best" if row is best else "", cells))
+    count = f" on {_count(records.num_images)} images each" if records.num_images else ""
+    times = f"mean ± standard deviation over {repeats} repeats" if repeats > 1 else "one measurement"
+    caption = f"The methods, each at its own best setting: {times}{count}. Lower is better."
+    return _table(caption, columns, rows)
+
+
+def _key_figures(records: RunRecords) -> str:
+    tiles = []
+    free = records.best("cfg", "cfg+interval")
+    for row in (records.best("unguided"), free, records.best("autoguidance")):
+        if row is not None:
+            title = METHOD_SHORT_TITLES.get(row.method, row.method)
+            title = f"best of classifier-free: {title}" if row is free and title != "CFG" else title
+            tiles.append((method_variable(row.method), figure(row.fd), title))
+    if records.real_half is not None:
+        tiles.append(("rule", figure(records.real_half), "half of the real images"))
+    if not tiles:
+        return ""
+    items = "".join(
+        f'<li style="--key: var(--{variable})"><b>{value}</b><span>{_text(title)}</span></li>' for variable, value, title in tiles
+    )
+    return f'<ul class="figures" aria-label="Fréchet distances">{items}</ul>'
+
+
+def _figure(content: tuple[str, str] | None) -> str:
+    return "" if content is None else f"<figure>{content[1]}<figcaption>{_text(content[0])}</figcaption></figure>"
+
+
+def _grids(records: RunRecords) -> str:
+    sets = dict(sorted(records.images.items(), key=lambda item: (item[0] == "real", method_order(item[0]))))
+    if not sets:
+        return ""
+    largest = max(max(images.images.shape[2:]) for images in sets.values())
+    per_row = 4 if largest <= 32 else 3 if largest <= 64 else 2
+    rows = matched(sets, per_row=per_row, max_rows=_MAX_GRID_ROWS)
+    if not rows:
+        return ""
+    names = records.class_names
+    measured = {row.method: row for row in records.rows}
+
+    def row_title(number: int, class_idx: int | None) -> str:
+        if class_idx is None:
+            return f"set {number + 1}"
+        return names[class_idx] if class_idx < len(names) else f"class {class_idx}"
+
+    head = ['<td class="text"></td>']
+    for method in sets:
+        row = measured.get(method)
+        note = "" if row is None else f"distance {figure(row.fd)}" + (f", w = {row.weight:g}" if row.weight not in (None, 1) else "")
+        head.append(
+            f'<th scope="col">{_text(METHOD_SHORT_TITLES.get(method, method))}<small>{_text(note or "for comparison")}</small></th>'
+        )
+    body = []
+    for number, (class_idx, indices) in enumerate(rows):
+        title = row_title(number, class_idx)
+        cells = []
+        for method, images in sets.items():
+            chosen = indices[method]
+            if not len(chosen):
+                cells.append("<td></td>")
+                continue
+            small = shrink(images.images[chosen], _MAX_IMAGE_SIDE)
+            scale = max(1, math.ceil(44 / small.shape[3]))
+            # Enlarged by the browser: the page stays small and the pixels sharp.
+            canvas = make_grid(small, columns=len(small), gap=1)
+            seeds = "" if method == "real" else f", seeds {', '.join(str(seed) for seed in images.seeds[chosen])}"
+            kind = "pixels" if scale > 1 or max(small.shape[2:]) <= 64 else "smooth"
+            alt = f"{METHOD_SHORT_TITLES.get(method, method)}, {title}{seeds}"
+            cells.append(
+                f'<td><img class="{kind}" width="{canvas.shape[1] * scale}" height="{canvas.shape[0] * scale}" '
+                f'alt="{_text(alt)}" src="{png_data_uri(canvas)}"></td>'
+            )
+        body.append(f'<tr><th scope="row" title="{_text(title)}">{_text(title)}</th>{"".join(cells)}</tr>')
+    caption = "The first images of each class" if rows[0][0] is not None else "The first images"
+    caption += ", not picked by eye. Images in the same place of each method's column started from the same seed."
+    return (
+        f'<h3>Images at equal seeds</h3><div class="frame" tabindex="0" role="region" aria-label="Images at equal seeds">'
+        f'<table class="grid"><caption>{caption}</caption><thead><tr>{"".join(head)}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _record_table(caption: str, values: Mapping[str, Any]) -> str:
+    def shown(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:g}"
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 400 else text[:400] + " …"
+
+    rows = "".join(
+        f'<tr><th scope="row">{_text(name.replace("_", " "))}</th><td>{_text(shown(value))}</td></tr>'
+        for name, value in values.items()
+        if value is not None
+    )
+    return f'<div class="frame"><table class="record"><caption>{_text(caption)}</caption><tbody>{rows}</tbody></table></div>'
+
+
+def _training(records: RunRecords, name: str) -> str:
+    parts = []
+    rows = []
+    for network, values in records.training.items():
+        numbers = {
+            key: value for key, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        seconds, images = numbers.get("seconds"), numbers.get("num_images")
+        cells = [
+            _text(network),
+            _text(values.get("preset") or "–"),
+            _count(numbers["num_parameters"]) if "num_parameters" in numbers else "–",
+            "–" if images is None else _count(images),
+            "–" if seconds is None else _duration(seconds),
+            "–" if not seconds or images is None else _count(images / seconds),
+        ]
+        rows.append(("", cells))
+    if rows:
+        columns = [(title, "") for title in ("network", "preset", "parameters", "images seen", "time", "images per second")]
+        columns[1] = ("preset", "text")
+        parts.append(_table("The networks and what their training took.", columns, rows))
+    loss = _figure(training_loss(records.losses, name))
+    if records.seconds:
+        total = sum(records.seconds.values())
+        steps = ", ".join(f"{_text(step)} {_duration(value)}" for step, value in records.seconds.items())
+        parts.append(f"<p>Time of the whole run: {_duration(total)} ({steps}).</p>")
+    if not parts and not loss:
+        return ""
+    return f'<h3>Training</h3><div class="plots"><div>{"".join(parts)}</div>{loss}</div>'
+
+
+def _resolved(name: str, folder: Path) -> str:
+    """A model's name usable from where the report was made: names recorded relative to the run folder get it in front."""
+    path = split_model_name(name)[0]
+    return str(folder / name) if path and not Path(path).exists() and (folder / path).exists() else name
+
+
+def _usage(records: RunRecords) -> str:
+    pair = records.folder / "pair.json"
+    row = records.best("autoguidance")
+    if row is None or not row.main or not row.guide or row.weight is None:
+        return ""
+    parts = ["<h3>Using this pair</h3>"]
+    if pair.exists():
+        seeds = "--seeds 0-63 --out samples"
+        parts.append(f"<pre><code>autoguidance generate --pair {_text(shlex.quote(str(pair)))} {seeds}</code></pre>")
+    interval = "" if row.interval is None else f", interval=({row.interval[0]!r}, {row.interval[1]!r})".replace("inf", 'float("inf")')
+    classes = ", class_idx=3" if len(records.class_names) > 3 else ""
+    code = (
+        "import autoguidance as ag\n\n"
+        f"main = ag.load({_resolved(row.main, records.folder)!r})\n"
+        f"guide = ag.load({_resolved(row.guide, records.folder)!r})\n"
+        f"denoiser = ag.Autoguidance(main, guide, weight={row.weight!r}{interval})\n"
+        f"images = ag.sample(denoiser, seeds=range(64){classes})  # uint8 [N, C, H, W]"
+    )
+    return "".join(parts) + f"<pre><code>{_text(code)}</code></pre>"
+
+
+def _data_line(records: RunRecords) -> str:
+    data = records.dataset
+    parts = []
+    if isinstance(data.get("num_images"), int):
+        parts.append(f"{_count(data['num_images'])} images")
+    if isinstance(data.get("resolution"), int):
+        colour = {1: "grey", 3: "RGB"}.get(data.get("channels", 0), "")
+        parts.append(f"{data['resolution']}×{data['resolution']} {colour}".strip())
+    if records.class_names:
+        parts.append(f"{len(records.class_names)} classes")
+    elif data:
+        parts.append("unlabelled")
+    features = records.protocol.get("features")
+    if features:
+        parts.append(f"distances in “{features}” features")
+    return " · ".join(parts)
+
+
+def _section(records: RunRecords, name: str) -> str:
+    plots = [_figure(panel) for panel in distance_over_weight(records, name)]
+    plots.insert(1, _figure(repeats_per_method(records, name)))
+    shown = "".join(plots)
+    parts = [_key_figures(records)]
+    if records.real_half is not None:
+        parts.append(
+            "<p>The distance between half of the real images and all of them is what even real images reach: "
+            f"{figure(records.real_half)}.</p>"
+        )
+    parts.append("<h3>Methods compared</h3>" + _methods_table(records))
+    if shown:
+        parts.append(f'<h3>How distance depends on the setting</h3><div class="plots">{shown}</div>')
+    parts += [_grids(records), _training(records, name), _usage(records)]
+    if records.protocol:
+        parts.append("<h3>Protocol</h3>" + _record_table("How every distance above was measured.", records.protocol))
+    if records.dataset:
+        data = {key: value for key, value in records.dataset.items() if key != "class_names"}
+        if records.class_names:
+            data["classes"] = ", ".join(records.class_names)
+        parts.append("<h3>Data</h3>" + _record_table("The real images.", data))
+    return "".join(parts)
+
+
+def _name(records: RunRecords) -> str:
+    return str(records.dataset.get("name") or records.folder.resolve().name)
+
+
+def render_page(runs: Sequence[RunRecords]) -> str:
+    """The page of one or several runs as HTML text (`write_report` reads and writes the files)."""
+    title = f"Autoguidance on {', '.join(dict.fromkeys(_name(records) for records in runs))}"
+    if len(runs) == 1:
+        records = runs[0]
+        top = (
+            f'<p class="eyebrow">{_text(title)} · {_text(_data_line(records))}</p><h1>{_text(headline(records))}</h1>'
+            f'<p class="lead">{_text(second_line(records))}</p>'
+        )
+        body = _section(records, "run1")
+    else:
+        links = "".join(
+            f'<li><a href="#run{number}">{_text(_name(records))}</a>: {_text(headline(records))}</li>'
+            for number, records in enumerate(runs, 1)
+        )
+        top = f'<p class="eyebrow">Report of {len(runs)} runs</p><h1>{_text(title)}</h1><ul>{links}</ul>'
+        body = "".join(
+            f'<section><h2 class="run" id="run{number}">{_text(_name(records))}: {_text(headline(records))}</h2>'
+            f'<p class="eyebrow">{_text(records.folder)} · {_text(_data_line(records))}</p>'
+            f"<p>{_text(second_line(records))}</p>{_section(records, f'run{number}')}</section>"
+            for number, records in enumerate(runs, 1)
+        )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # Belt and braces: even a mistake of ours cannot make the page ask anyone for anything.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{_text(title)}</title><style>{STYLE_SHEET}</style></head><body>"
+        f'<header class="top">{top}</header><main>{body}</main>'
+        "<footer>Written by <code>autoguidance report</code>. Guidance: D = D_guide + w (D_main − D_guide); w = 1 is off. "
+        "Method: Karras et al. 2024, arXiv 2406.02507.</footer></body></html>\n"
+    )
+
+
+def write_report(folders: Path | str | Sequence[Path | str], out: Path | str) -> Path:
+    """Write one self-contained page about one or several run folders.
+
+    Args:
+        folders: output folders of `autoguidance run`.
+        out: the HTML file, written atomically: a reader sees the old page or the whole new one.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: no folder, a folder without results, a damaged file, or an output that cannot be written.
+    """
+    names = [folders] if isinstance(folders, Path | str) else list(folders)
+    if not names:
+        raise UserError("no run folder given; name the output folder of `autoguidance run`")
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file to write, such as {out / 'report.html'}")
+    write_text(out, render_page([read_run(name) for name in names]))
+    return out

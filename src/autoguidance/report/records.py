@@ -1,0 +1,301 @@
+"""What a run folder says about itself, read once, checked, and put into typed records.
+
+`results.json` is written by `autoguidance run` and by studies of other versions, so a reader must survive missing parts: every
+figure may be null or absent, there may be one method or six, labels or none, images or none. What must not be survived is damage:
+a file that is not JSON, no rows, or text where a number belongs is a `UserError` that names the file. A non-finite figure counts as
+absent.
+"""
+
+import math
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from autoguidance.errors import UserError
+from autoguidance.storage import read_json, read_json_lines
+
+# In the order in which tables, plots and grids show them; methods that are not listed follow.
+METHODS = ("unguided", "cfg", "cfg+interval", "autoguidance")
+METHOD_TITLES = {
+    "unguided": "Unguided",
+    "cfg": "Classifier-free guidance",
+    "cfg+interval": "Classifier-free guidance, limited interval",
+    "autoguidance": "Autoguidance",
+    "real": "Real images",
+}
+METHOD_SHORT_TITLES = {**METHOD_TITLES, "cfg": "CFG", "cfg+interval": "CFG + interval"}
+_EXTRA_METRICS = ("kid", "precision", "recall", "density", "coverage")
+_IMAGE_COUNT_KEYS = ("num_images", "images", "nimg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One compared setting. Distances are means over `fd_repeats`, evaluations are per image, None is unknown."""
+
+    method: str
+    main: str = ""
+    guide: str = ""
+    weight: float | None = None
+    interval: tuple[float, float] | None = None
+    fd: float | None = None
+    fd_std: float | None = None
+    fd_repeats: tuple[float, ...] = ()
+    evaluations_main: float | None = None
+    evaluations_guide: float | None = None
+    seconds_per_image: float | None = None
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPoint:
+    """One setting that the search measured, on `num_images` generated images (distances at other counts do not compare)."""
+
+    method: str
+    main: str
+    guide: str
+    weight: float | None
+    interval: tuple[float, float] | None
+    fd: float
+    num_images: int | None
+
+    def same_setting(self, row: Row) -> bool:
+        """Whether this point measured the setting that `row` reports."""
+        return (self.method, self.main, self.guide, self.weight, self.interval) == (
+            row.method,
+            row.main,
+            row.guide,
+            row.weight,
+            row.interval,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Generated (or real) images with the seed and class that each was made from."""
+
+    seeds: Int64[np.ndarray, "N"]
+    class_idx: Int64[np.ndarray, "N"] | None
+    images: UInt8[np.ndarray, "N C H W"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecords:
+    """All that the report shows of one run folder.
+
+    Attributes:
+        folder: where the run lies, as the caller named it.
+        protocol: how the figures were measured, as recorded.
+        rows: the compared settings, in the order of `METHODS`.
+        search: every setting measured while searching.
+        dataset, training, seconds: as recorded; {} where absent.
+        real_half: distance between half of the real set and all of it, the least one can expect; None if not measured.
+        images: method -> images, from `images/*.npz`.
+        losses: network -> (images seen [n], loss [n]), from `NETWORK/log.jsonl`.
+    """
+
+    folder: Path
+    protocol: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    search: tuple[SearchPoint, ...]
+    dataset: Mapping[str, Any]
+    training: Mapping[str, Mapping[str, Any]]
+    seconds: Mapping[str, float]
+    real_half: float | None
+    images: Mapping[str, ImageSet]
+    losses: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        names = self.dataset.get("class_names")
+        return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+    @property
+    def num_images(self) -> int | None:
+        """Generated images behind each distance of `rows`."""
+        count = self.protocol.get("num_images")
+        return count if isinstance(count, int) else None
+
+    def best(self, *methods: str) -> Row | None:
+        """The row with the least distance among these methods (all methods if none is named); None where nothing was measured."""
+        rows = [row for row in self.rows if row.fd is not None and (not methods or row.method in methods)]
+        return min(rows, key=lambda row: row.fd if row.fd is not None else math.inf, default=None)
+
+
+def method_order(method: str) -> tuple[int, str]:
+    """Sorting key: the known methods first, in their usual order, then the others by name."""
+    return (METHODS.index(method) if method in METHODS else len(METHODS), method)
+
+
+def split_model_name(name: str) -> tuple[str, str, str]:
+    """A model's name as (path, EMA width, images seen): "runs/main@0.070:8Mi" -> ("runs/main", "0.070", "8Mi").
+
+    Parts that the name does not give are "". A snapshot file's name carries both.
+    """
+    match = re.fullmatch(r"(?P<path>.*?)@(?P<std>[0-9.]+)(?::(?P<images>[0-9]+(?:Ki|Mi|Gi)?))?", name)
+    if match:
+        return match["path"], match["std"], match["images"] or ""
+    match = re.fullmatch(r"(?:.*/)?(?P<images>[0-9]{11})-(?P<std>[0-9.]+)\.safetensors", name)
+    return (name, match["std"], str(int(match["images"]))) if match else (name, "", "")
+
+
+def _number(value: Any, what: str, path: Path) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{path}: {what} is {value!r}, not a number; restore the file or run `autoguidance run` again")
+    return float(value) if math.isfinite(value) else None
+
+
+def _interval(value: Any, what: str, path: Path) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise UserError(f"{path}: {what} is {value!r}, not a pair of noise levels; restore the file or run again")
+    low, high = (_number(bound, what, path) for bound in value)
+    # JSON has no infinity: an open end is null.
+    return (0.0 if low is None else low, math.inf if high is None else high)
+
+
+def _mapping(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    value = content.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key} is not an object; restore the file or run `autoguidance run` again")
+    return value
+
+
+def _records(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+    value = content.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, dict) and isinstance(item.get("method"), str) for item in value):
+        raise UserError(f"{path}: {key} is not a list of records with a method; restore the file or run again")
+    return value
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _row(record: Mapping[str, Any], path: Path) -> Row:
+    figures = {
+        name: _number(record.get(name), f"{name} of {record['method']}", path)
+        for name in ("weight", "fd", "fd_std", "evaluations_main", "evaluations_guide", "seconds_per_image", *_EXTRA_METRICS)
+    }
+    repeats = record.get("fd_repeats") or []
+    if not isinstance(repeats, list):
+        raise UserError(f"{path}: fd_repeats of {record['method']} is not a list; restore the file or run again")
+    numbers = [_number(value, f"fd_repeats of {record['method']}", path) for value in repeats]
+    fd_repeats = tuple(value for value in numbers if value is not None)
+    extras = {name: value for name in _EXTRA_METRICS if (value := figures.pop(name)) is not None}
+    if figures["fd"] is None and fd_repeats:
+        figures["fd"] = float(np.mean(fd_repeats))
+    if figures["fd_std"] is None and len(fd_repeats) > 1:
+        figures["fd_std"] = float(np.std(fd_repeats, ddof=1))
+    return Row(
+        method=record["method"],
+        main=_text(record.get("main")),
+        guide=_text(record.get("guide")),
+        interval=_interval(record.get("interval"), f"interval of {record['method']}", path),
+        fd_repeats=fd_repeats,
+        extras=extras,
+        **figures,
+    )
+
+
+def _search_points(records: list[dict[str, Any]], path: Path) -> tuple[SearchPoint, ...]:
+    points = []
+    for record in records:
+        fd = _number(record.get("fd"), "fd of a searched setting", path)
+        if fd is None:
+            continue  # a setting that failed has no distance and no place in a curve
+        count = _number(record.get("num_images"), "num_images of a searched setting", path)
+        points.append(
+            SearchPoint(
+                method=record["method"],
+                main=_text(record.get("main")),
+                guide=_text(record.get("guide")),
+                weight=_number(record.get("weight"), "weight of a searched setting", path),
+                interval=_interval(record.get("interval"), "interval of a searched setting", path),
+                fd=fd,
+                num_images=None if count is None else int(count),
+            )
+        )
+    return tuple(points)
+
+
+def _read_images(path: Path) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays["images"]
+            seeds = arrays["seeds"] if "seeds" in arrays else np.arange(len(images))
+            class_idx = arrays["class_idx"] if "class_idx" in arrays else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it, or run `autoguidance run` again") from None
+    whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3) and seeds.shape == (len(images),)
+    if not whole or min(images.shape[2:]) < 1:
+        raise UserError(f"{path}: images are not uint8 [N, 1 or 3, H, W] with one seed each; remove it, or run again")
+    # Unlabelled sets are written without classes, with an array of another length, or with -1.
+    if class_idx is not None and (class_idx.shape != seeds.shape or class_idx.dtype.kind not in "iu" or (class_idx < 0).any()):
+        class_idx = None
+    return ImageSet(seeds=seeds.astype(np.int64), class_idx=None if class_idx is None else class_idx.astype(np.int64), images=images)
+
+
+def _read_losses(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    points = []
+    for record in read_json_lines(folder / "log.jsonl"):
+        if not isinstance(record, dict):
+            continue
+        count = next((record[key] for key in _IMAGE_COUNT_KEYS if isinstance(record.get(key), int)), None)
+        loss = record.get("loss")
+        if count is not None and isinstance(loss, int | float) and math.isfinite(loss):
+            points.append((count, float(loss)))
+    if len(points) < 2:
+        return None
+    # A resumed run repeats the steps after its last checkpoint; the later record of a count is the one that was kept.
+    kept = sorted(dict(points).items())
+    return np.array([count for count, _ in kept]), np.array([loss for _, loss in kept])
+
+
+def read_run(folder: Path | str) -> RunRecords:
+    """Read a run folder.
+
+    Args:
+        folder: a folder with `results.json` and, if the run made them, `images/METHOD.npz` and `NETWORK/log.jsonl`.
+
+    Returns:
+        The records; parts that are absent are empty.
+
+    Raises:
+        UserError: the folder or its `results.json` is missing, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name the output folder of `autoguidance run`")
+    path = folder / "results.json"
+    if not path.exists():
+        raise UserError(f"{folder} has no results.json; name the output folder of a finished `autoguidance run`")
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise UserError(f"{path} has no rows of compared methods; name the output folder of `autoguidance run`")
+    rows = [_row(record, path) for record in _records(content, "rows", path)]
+    training = _mapping(content, "training", path)
+    networks = [name for name in ("main", "guide", "unconditional") if name in training or (folder / name).is_dir()]
+    seconds = {name: _number(value, f"seconds of {name}", path) for name, value in _mapping(content, "seconds", path).items()}
+    return RunRecords(
+        folder=folder,
+        protocol=_mapping(content, "protocol", path),
+        rows=tuple(sorted(rows, key=lambda row: method_order(row.method))),
+        search=_search_points(_records(content, "search", path), path),
+        dataset=_mapping(content, "dataset", path),
+        training={name: value for name, value in training.items() if isinstance(value, dict)},
+        seconds={name: value for name, value in seconds.items() if value is not None},
+        real_half=_number(_mapping(content, "baseline", path).get("real_half"), "real_half", path),
+        images={file.stem: _read_images(file) for file in sorted((folder / "images").glob("*.npz"))},
+        losses={name: loss for name in networks if (loss := _read_losses(folder / name)) is not None},
+    )

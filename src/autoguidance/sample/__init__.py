@@ -1,0 +1,23 @@
+"""Solvers, per-image seeds, and sampling."""
+
+from autoguidance.sample.cost import Counted
+from autoguidance.sample.euler import Euler
+from autoguidance.sample.heun import Heun
+from autoguidance.sample.sampler import SampleBatch, image_encoder, micro_batch_size, sample, sample_batches
+from autoguidance.sample.seeds import ClassSelection, SeededNoise, parse_seeds
+from autoguidance.sample.solver import Solver
+
+__all__ = [
+    "ClassSelection",
+    "Counted",
+    "Euler",
+    "Heun",
+    "SampleBatch",
+    "SeededNoise",
+    "Solver",
+    "image_encoder",
+    "micro_batch_size",
+    "parse_seeds",
+    "sample",
+    "sample_batches",
+]

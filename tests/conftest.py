@@ -1,0 +1,29 @@
+"""Where the golden values and the shared data lie, and how much of the machine a test may take."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+torch.set_num_threads(1)  # bitwise comparisons need a fixed thread count, and the workers of pytest-xdist share the cores
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """Path of a file in ../shared; skips where it is absent (users do not have it, CI does)."""
+
+    def path(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"needs ../shared/{name}, which is not distributed with the project")
+        return SHARED / name
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Path of a golden file: numbers from the reference program (../shared/golden/README.md)."""
+    return lambda name: shared(f"golden/{name}")
