@@ -1,7 +1,8 @@
-"""Training and reference images: where they come from, what is wrong with them, and how they become the network's input.
+"""Training and reference images: where they come from, what is wrong with them, and how they become the network's
+input.
 
-`open_data(name)` checks every image and gives an `ImageSource`; `make_encoder(config)` turns its uint8 images into float32 latents
-and back. Pillow, scikit-learn and `datasets` are imported only when a source needs them.
+`open_data(name)` checks every image and gives an `ImageSource`; `make_encoder(config)` turns its uint8 images into
+float32 latents and back. Pillow, scikit-learn and `datasets` are imported only when a source needs them.
 """
 
 from autoguidance.data.encoders import Encoder, default_encoder, make_encoder

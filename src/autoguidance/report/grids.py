@@ -1,9 +1,9 @@
 """Images side by side: strips and grids of uint8 images [N, C, H, W], as PNG bytes, files, or data URIs.
 
-Guided and unguided samples are only worth looking at side by side when they came from equal seeds: the same seed gives the same
-noise and the same class, so what differs is the method. `matched` picks such images; `save_comparison` draws them for a document
-with one titled column per method and one row per class. Small images are enlarged by whole factors without smoothing: a reader must
-see pixels, not an interpolation's idea of them.
+Guided and unguided samples are only worth looking at side by side when they came from equal seeds: the same seed
+gives the same noise and the same class, so what differs is the method. `matched` picks such images; `save_comparison`
+draws them for a document with one titled column per method and one row per class. Small images are enlarged by whole
+factors without smoothing: a reader must see pixels, not an interpolation's idea of them.
 """
 
 import base64
@@ -37,13 +37,13 @@ def _as_rgba(images: np.ndarray) -> UInt8[np.ndarray, "N H W 4"]:
 def make_grid(
     images: UInt8[np.ndarray, "N C H W"], *, columns: int, scale: int = 1, gap: int = 1
 ) -> UInt8[np.ndarray, "rows cols 4"]:
-    """Put images into rows of `columns`, enlarged `scale` times, with `gap` transparent pixels (after scaling) between them.
+    """Put images into rows of `columns`, enlarged `scale` times, with `gap` transparent pixels between them.
 
     Args:
         images: uint8, 1 or 3 channels (any array or CPU tensor).
         columns: images per row, at least 1; the last row may stay unfilled (transparent).
         scale: whole factor, at least 1; pixels are repeated, never smoothed.
-        gap: pixels between neighbours; there is none at the border.
+        gap: pixels (of the result) between neighbours; there is none at the border.
 
     Returns:
         RGBA, of height rows * scale * H + (rows - 1) * gap and width likewise.
@@ -77,16 +77,16 @@ def png_data_uri(canvas: UInt8[np.ndarray, "H W 4"]) -> str:
 
 
 def shrink(images: UInt8[np.ndarray, "N C H W"], limit: int) -> UInt8[np.ndarray, "N C h w"]:
-    """Reduce images whose longer side exceeds `limit` pixels (antialiased), so that a page of many stays small to send."""
+    """Reduce images whose longer side exceeds `limit` pixels (antialiased): a page of many stays small to send."""
     longest = max(images.shape[2:])
     if longest <= limit:
         return images
-    size = tuple(max(1, round(side * limit / longest)) for side in (images.shape[3], images.shape[2]))
+    height, width = (max(1, round(side * limit / longest)) for side in images.shape[2:])
     reduced = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.LANCZOS))
+        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.LANCZOS))
         for plane in images.reshape(-1, *images.shape[2:])
     ]
-    return np.stack(reduced).reshape(*images.shape[:2], size[1], size[0])
+    return np.stack(reduced).reshape(*images.shape[:2], height, width)
 
 
 def save_grid(
@@ -106,8 +106,8 @@ def matched(
 ) -> list[tuple[int | None, dict[str, Int64[np.ndarray, "n"]]]]:
     """Rows of images to look at side by side.
 
-    The methods' images of a row have the same seeds in the same order, and their class is the row's. Real images (the set "real")
-    have no seed in common with generated ones; they are picked by class alone.
+    The methods' images of a row have the same seeds in the same order, and their class is the row's. Real images (the
+    set "real") have no seed in common with generated ones; they are picked by class alone.
 
     Args:
         sets: method -> images; those of "real" are optional.
@@ -115,8 +115,8 @@ def matched(
         max_rows: rows at most. More classes than that are thinned evenly.
 
     Returns:
-        [(class or None, {method: indices into its images})]; without classes the rows run through the common seeds. [] where
-        the generated sets have no seed in common.
+        [(class or None, {method: indices into its images})]; without classes the rows run through the common seeds. []
+        where the generated sets have no seed in common.
     """
     generated = {name: images for name, images in sets.items() if name != "real"}
     if not generated:
@@ -124,17 +124,17 @@ def matched(
     first = next(iter(generated.values()))
     where = {name: {int(seed): index for index, seed in enumerate(images.seeds)} for name, images in generated.items()}
     common = [int(seed) for seed in first.seeds if all(int(seed) in places for places in where.values())]
-    labelled = all(images.class_idx is not None for images in generated.values())
-    if labelled:  # a seed whose class differs between methods does not compare
-        classes = {
-            seed: {int(images.class_idx[where[name][seed]]) for name, images in generated.items() if images.class_idx is not None}
-            for seed in common
-        }
-        common = [seed for seed in common if len(classes[seed]) == 1]
-        present = sorted({min(classes[seed]) for seed in common})
+    labels = {name: images.class_idx for name, images in generated.items() if images.class_idx is not None}
+    if len(labels) == len(generated):
+        classes = {seed: {int(idx[where[name][seed]]) for name, idx in labels.items()} for seed in common}
+        seeds_of: dict[int, list[int]] = {}
+        for seed in common:
+            if len(classes[seed]) == 1:  # a seed whose class differs between methods does not compare
+                seeds_of.setdefault(classes[seed].pop(), []).append(seed)
+        present = sorted(seeds_of)
         if len(present) > max_rows:
             present = [present[round(i)] for i in np.linspace(0, len(present) - 1, max_rows)]
-        rows = [(idx, [seed for seed in common if idx in classes[seed]][:per_row]) for idx in present]
+        rows = [(idx, seeds_of[idx][:per_row]) for idx in present]
     else:
         chunks = [common[start : start + per_row] for start in range(0, len(common), per_row)]
         rows = [(None, chunk) for chunk in chunks[:max_rows]]
@@ -163,7 +163,7 @@ def save_comparison(
     """Write one PNG with a titled grid per method, side by side, row k of each showing the same seeds.
 
     Args:
-        columns: title -> images; every set has as many images, in the same order of seeds (`matched` gives such indices).
+        columns: title -> images; all of one number and size, in the same order of seeds (see `matched`).
         path: the PNG file, written atomically.
         per_row: images per row of each grid.
         scale: whole factor of enlargement; None makes an image at least 40 pixels wide.

@@ -1,11 +1,12 @@
 """One HTML page that shows a run to others: what was gained, by how much, how sure, what it looks like, what it cost.
 
-Problem: a result is passed on as a file, by people who were not there when it was measured. So the page holds everything (images
-and plots inside, no request to anywhere), opens offline, says its main result in a sentence before any table, shows the spread and
-the protocol beside every figure, and escapes every text that came from outside: a class name is only a name, even one like "<script>".
+Problem: a result is passed on as a file, to people who were not there when it was measured. So the page holds
+everything (images and plots inside, no request to anywhere), opens offline, says its main result in a sentence before
+any table, shows the spread and the protocol beside the figures, and escapes every text that came from outside: a
+class name is only a name, even one like "<script>".
 
-The way: `read_run` (records) -> sentences (verdict), plots, grids -> sections -> one page; several runs make one page with a
-section each.
+The way: `read_run` (records) -> sentences (verdict), plots, grids -> sections -> one page; several runs make one page
+with a section each.
 """
 
 import html
@@ -16,18 +17,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autoguidance.errors import UserError
 from autoguidance.report.grids import make_grid, matched, png_data_uri, shrink
 from autoguidance.report.plots import distance_over_weight, method_variable, repeats_per_method, training_loss
-from autoguidance.report.records import METHOD_SHORT_TITLES, METHOD_TITLES, Row, RunRecords, method_order, read_run, split_model_name
+from autoguidance.report.records import (
+    METHOD_TITLES,
+    Row,
+    RunRecords,
+    method_order,
+    read_run,
+    split_model_name,
+)
 from autoguidance.report.theme import STYLE_SHEET
 from autoguidance.report.verdict import compare, figure, headline, percent, second_line
 from autoguidance.storage import write_text
 
 _MAX_GRID_ROWS = 12
 _MAX_IMAGE_SIDE = 96  # larger images are reduced, so that the page of a hundred stays a few megabytes
+# Belt and braces: even a mistake of ours cannot make the page ask anyone for anything, or run anything.
+_CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _THIN_SPACE = "\u2009"
 
 
@@ -49,9 +57,9 @@ def _duration(seconds: float) -> str:
 
 def _interval(row: Row) -> str:
     if row.interval is None:
-        return "–"
+        return ""
     low, high = row.interval
-    return f"({figure(low, 2)}, {'∞' if math.isinf(high) else figure(high, 2)}]"
+    return f"<small>σ in ({figure(low, 2)}, {'∞' if math.isinf(high) else figure(high, 2)}]</small>"
 
 
 def _model(name: str, folder: Path) -> str:
@@ -65,7 +73,7 @@ def _model(name: str, folder: Path) -> str:
 
 
 def _table(caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A table of ready HTML cells. columns: (title, class); rows: (class of the row, cells), the first cell being its header."""
+    """A table of ready HTML cells; columns are (title, class), rows (class, cells), a row's first cell its header."""
     head = "".join(f'<th scope="col" class="{kind}">{title}</th>' for title, kind in columns)
     body = []
     for kind, cells in rows:
@@ -73,7 +81,8 @@ def _table(caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tupl
         body.append(f'<tr class="{kind}"><th scope="row">{cells[0]}</th>{data}</tr>')
     label = _text(caption)
     return (
-        f'<div class="frame" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
+        f'<div class="frame" tabindex="0" role="region" aria-label="{label}"><table>'
+        f"<caption><span>{label}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -85,9 +94,8 @@ def _methods_table(records: RunRecords) -> str:
     columns = [
         ("Method", "text"),
         ("Fréchet distance ↓", ""),
-        ("against unguided", ""),
-        ("w", ""),
-        ("interval in σ", ""),
+        ("against<br>unguided", ""),
+        ("weight w", ""),
         ("main model", "text"),
         ("guide", "text"),
         ("evaluations<br>per image", ""),
@@ -106,8 +114,7 @@ def _methods_table(records: RunRecords) -> str:
             key + _text(METHOD_TITLES.get(row.method, row.method)) + badge,
             figure(row.fd) + spread,
             "–" if change is None else percent(-change.reduction).replace("-", "−"),
-            "–" if row.weight is None else f"{row.weight:g}",
-            _interval(row),
+            ("–" if row.weight is None else f"{row.weight:g}") + _interval(row),
             _model(row.main, records.folder),
             _model(row.guide, records.folder),
             (f"{sum(evaluations):g}" if evaluations else "–") + split,
@@ -118,23 +125,24 @@ def _methods_table(records: RunRecords) -> str:
     count = f" on {_count(records.num_images)} images each" if records.num_images else ""
     times = f"mean ± standard deviation over {repeats} repeats" if repeats > 1 else "one measurement"
     caption = f"The methods, each at its own best setting: {times}{count}. Lower is better."
+    if any(row.method.startswith("cfg") for row in records.rows):
+        caption += " CFG is classifier-free guidance."
     return _table(caption, columns, rows)
 
 
 def _key_figures(records: RunRecords) -> str:
     tiles = []
-    free = records.best("cfg", "cfg+interval")
-    for row in (records.best("unguided"), free, records.best("autoguidance")):
+    for row in (records.best("unguided"), records.best("cfg", "cfg+interval"), records.best("autoguidance")):
         if row is not None:
-            title = METHOD_SHORT_TITLES.get(row.method, row.method)
-            title = f"best of classifier-free: {title}" if row is free and title != "CFG" else title
+            title = METHOD_TITLES.get(row.method, row.method)
             tiles.append((method_variable(row.method), figure(row.fd), title))
     if records.real_half is not None:
-        tiles.append(("rule", figure(records.real_half), "half of the real images"))
+        tiles.append(("rule", figure(records.real_half), "for scale: half of the real images"))
     if not tiles:
         return ""
     items = "".join(
-        f'<li style="--key: var(--{variable})"><b>{value}</b><span>{_text(title)}</span></li>' for variable, value, title in tiles
+        f'<li style="--key: var(--{variable})"><b>{value}</b><span>{_text(title)}</span></li>'
+        for variable, value, title in tiles
     )
     return f'<ul class="figures" aria-label="Fréchet distances">{items}</ul>'
 
@@ -163,10 +171,11 @@ def _grids(records: RunRecords) -> str:
     head = ['<td class="text"></td>']
     for method in sets:
         row = measured.get(method)
-        note = "" if row is None else f"distance {figure(row.fd)}" + (f", w = {row.weight:g}" if row.weight not in (None, 1) else "")
-        head.append(
-            f'<th scope="col">{_text(METHOD_SHORT_TITLES.get(method, method))}<small>{_text(note or "for comparison")}</small></th>'
-        )
+        note = "for comparison" if row is None else f"distance {figure(row.fd)}"
+        if row is not None and row.weight not in (None, 1):
+            note += f", w = {row.weight:g}"
+        title = METHOD_TITLES.get(method, method)
+        head.append(f'<th scope="col">{_text(title)}<small>{_text(note)}</small></th>')
     body = []
     for number, (class_idx, indices) in enumerate(rows):
         title = row_title(number, class_idx)
@@ -177,12 +186,12 @@ def _grids(records: RunRecords) -> str:
                 cells.append("<td></td>")
                 continue
             small = shrink(images.images[chosen], _MAX_IMAGE_SIDE)
-            scale = max(1, math.ceil(44 / small.shape[3]))
+            scale = max(1, round(40 / small.shape[3]))
             # Enlarged by the browser: the page stays small and the pixels sharp.
             canvas = make_grid(small, columns=len(small), gap=1)
             seeds = "" if method == "real" else f", seeds {', '.join(str(seed) for seed in images.seeds[chosen])}"
             kind = "pixels" if scale > 1 or max(small.shape[2:]) <= 64 else "smooth"
-            alt = f"{METHOD_SHORT_TITLES.get(method, method)}, {title}{seeds}"
+            alt = f"{METHOD_TITLES.get(method, method)}, {title}{seeds}"
             cells.append(
                 f'<td><img class="{kind}" width="{canvas.shape[1] * scale}" height="{canvas.shape[0] * scale}" '
                 f'alt="{_text(alt)}" src="{png_data_uri(canvas)}"></td>'
@@ -191,8 +200,9 @@ def _grids(records: RunRecords) -> str:
     caption = "The first images of each class" if rows[0][0] is not None else "The first images"
     caption += ", not picked by eye. Images in the same place of each method's column started from the same seed."
     return (
-        f'<h3>Images at equal seeds</h3><div class="frame" tabindex="0" role="region" aria-label="Images at equal seeds">'
-        f'<table class="grid"><caption>{caption}</caption><thead><tr>{"".join(head)}</tr></thead>'
+        "<h3>Images at equal seeds</h3>"
+        '<div class="frame" tabindex="0" role="region" aria-label="Images at equal seeds">'
+        f'<table class="grid"><caption><span>{caption}</span></caption><thead><tr>{"".join(head)}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -209,29 +219,29 @@ def _record_table(caption: str, values: Mapping[str, Any]) -> str:
         for name, value in values.items()
         if value is not None
     )
-    return f'<div class="frame"><table class="record"><caption>{_text(caption)}</caption><tbody>{rows}</tbody></table></div>'
+    table = f'<table class="record"><caption><span>{_text(caption)}</span></caption><tbody>{rows}</tbody></table>'
+    return f'<div class="frame">{table}</div>'
 
 
 def _training(records: RunRecords, name: str) -> str:
     parts = []
     rows = []
     for network, values in records.training.items():
-        numbers = {
-            key: value for key, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        seconds, images = numbers.get("seconds"), numbers.get("num_images")
+        names = ("num_parameters", "num_images", "seconds")
+        numbers = (values.get(name) for name in names)
+        parameters, images, seconds = (value if isinstance(value, int | float) else None for value in numbers)
         cells = [
             _text(network),
             _text(values.get("preset") or "–"),
-            _count(numbers["num_parameters"]) if "num_parameters" in numbers else "–",
+            "–" if parameters is None else _count(parameters),
             "–" if images is None else _count(images),
             "–" if seconds is None else _duration(seconds),
             "–" if not seconds or images is None else _count(images / seconds),
         ]
         rows.append(("", cells))
     if rows:
-        columns = [(title, "") for title in ("network", "preset", "parameters", "images seen", "time", "images per second")]
-        columns[1] = ("preset", "text")
+        titles = ("network", "preset", "parameters", "images seen", "time", "images/s")
+        columns = [(title, "text" if title == "preset" else "") for title in titles]
         parts.append(_table("The networks and what their training took.", columns, rows))
     loss = _figure(training_loss(records.losses, name))
     if records.seconds:
@@ -240,11 +250,11 @@ def _training(records: RunRecords, name: str) -> str:
         parts.append(f"<p>Time of the whole run: {_duration(total)} ({steps}).</p>")
     if not parts and not loss:
         return ""
-    return f'<h3>Training</h3><div class="plots"><div>{"".join(parts)}</div>{loss}</div>'
+    return f'<h3>Training</h3>{"".join(parts)}<div class="plots">{loss}</div>'
 
 
 def _resolved(name: str, folder: Path) -> str:
-    """A model's name usable from where the report was made: names recorded relative to the run folder get it in front."""
+    """A model's name as usable from here: one recorded relative to the run folder gets the folder in front."""
     path = split_model_name(name)[0]
     return str(folder / name) if path and not Path(path).exists() and (folder / path).exists() else name
 
@@ -258,10 +268,13 @@ def _usage(records: RunRecords) -> str:
     if pair.exists():
         seeds = "--seeds 0-63 --out samples"
         parts.append(f"<pre><code>autoguidance generate --pair {_text(shlex.quote(str(pair)))} {seeds}</code></pre>")
-    interval = "" if row.interval is None else f", interval=({row.interval[0]!r}, {row.interval[1]!r})".replace("inf", 'float("inf")')
+    bounds = (
+        "" if row.interval is None else ", ".join("math.inf" if math.isinf(end) else f"{end!r}" for end in row.interval)
+    )
+    interval = f", interval=({bounds})" if bounds else ""
     classes = ", class_idx=3" if len(records.class_names) > 3 else ""
     code = (
-        "import autoguidance as ag\n\n"
+        f"{'import math' + chr(10) + chr(10) if 'math' in interval else ''}import autoguidance as ag\n\n"
         f"main = ag.load({_resolved(row.main, records.folder)!r})\n"
         f"guide = ag.load({_resolved(row.guide, records.folder)!r})\n"
         f"denoiser = ag.Autoguidance(main, guide, weight={row.weight!r}{interval})\n"
@@ -292,13 +305,7 @@ def _section(records: RunRecords, name: str) -> str:
     plots = [_figure(panel) for panel in distance_over_weight(records, name)]
     plots.insert(1, _figure(repeats_per_method(records, name)))
     shown = "".join(plots)
-    parts = [_key_figures(records)]
-    if records.real_half is not None:
-        parts.append(
-            "<p>The distance between half of the real images and all of them is what even real images reach: "
-            f"{figure(records.real_half)}.</p>"
-        )
-    parts.append("<h3>Methods compared</h3>" + _methods_table(records))
+    parts = [_key_figures(records), "<h3>Methods compared</h3>", _methods_table(records)]
     if shown:
         parts.append(f'<h3>How distance depends on the setting</h3><div class="plots">{shown}</div>')
     parts += [_grids(records), _training(records, name), _usage(records)]
@@ -341,11 +348,11 @@ def render_page(runs: Sequence[RunRecords]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Belt and braces: even a mistake of ours cannot make the page ask anyone for anything.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">'
         f"<title>{_text(title)}</title><style>{STYLE_SHEET}</style></head><body>"
         f'<header class="top">{top}</header><main>{body}</main>'
-        "<footer>Written by <code>autoguidance report</code>. Guidance: D = D_guide + w (D_main − D_guide); w = 1 is off. "
+        "<footer>Written by <code>autoguidance report</code>. "
+        "Guidance: D = D_guide + w (D_main − D_guide); w = 1 is off. "
         "Method: Karras et al. 2024, arXiv 2406.02507.</footer></body></html>\n"
     )
 

@@ -1,13 +1,13 @@
 """Plots of a run as inline SVG: distance over guidance weight, repeats per method, training loss.
 
-Problem: the plots stand inside a page that is read on a phone and on a projector, in light and in dark mode, without any request. So
-they are SVG with real text in the page's own font, drawn small enough that the text stays readable at a phone's width, and coloured by
-CSS variables of the page: matplotlib draws with placeholder colours, which `_inline` replaces by `var(--…)`. Identifiers are
-prefixed, because several plots share one document. Every method has a colour and a marker of its own, so that colour is never the
-only sign.
+Problem: the plots stand inside a page that is read on a phone and on a projector, in light and in dark mode, without
+any request. So they are SVG with real text in the page's own font, drawn small enough that the text stays readable at
+a phone's width, and coloured by CSS variables of the page: matplotlib draws with placeholder colours, which `_inline`
+replaces by `var(--…)`. Identifiers are prefixed, because several plots share one document. Every method has a colour
+and a marker of its own, so that colour is never the only sign.
 
-Distances measured on different numbers of images do not compare (the estimate is biased upwards, the more so the fewer images), so a
-search that measured at several counts gets one curve panel for each.
+Distances measured on different numbers of images do not compare (the estimate is biased upwards, the more so the
+fewer images), so a search that measured at several counts gets one curve panel for each.
 """
 
 import html
@@ -16,14 +16,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from autoguidance.report.records import METHOD_SHORT_TITLES, RunRecords, SearchPoint, method_order
+from autoguidance.report.records import METHOD_TITLES, RunRecords, SearchPoint, method_order
 from autoguidance.report.verdict import figure
 
 _INK, _MUTED, _RULE, _SURFACE = "#010101", "#020202", "#030303", "#040404"
@@ -44,7 +45,7 @@ _VARIABLES = {
     "#110004": ("method-other", "#0f766e"),
     "#110005": ("method-another", "#a21caf"),
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11,
     "font.family": "DejaVu Sans",
@@ -57,7 +58,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.unicode_minus": False,
+    "lines.linewidth": 1.6,
     "grid.color": _RULE,
     "grid.linewidth": 0.8,
     "xtick.color": _MUTED,
@@ -86,11 +87,11 @@ def _marker(method: str) -> str:
 
 
 def _title(method: str) -> str:
-    return METHOD_SHORT_TITLES.get(method, method)
+    return METHOD_TITLES.get(method, method)
 
 
 def _inline(plot: Figure, name: str, description: str) -> str:
-    """A figure as an `<svg>` element for the body of a page: named, described, with the page's colours and prefixed ids."""
+    """A figure as an `<svg>` element for a page's body: described, in the page's colours, with prefixed ids."""
     buffer = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": name}):  # the salt makes the identifiers, and so the page, reproducible
         plot.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
@@ -105,7 +106,7 @@ def _inline(plot: Figure, name: str, description: str) -> str:
     svg = re.sub(r"font: [^;\"]*?([0-9.]+px) [^;\"]*", r"font-size: \1; font-family: inherit", svg)
     size = re.search(r'viewBox="([^"]+)"', svg)
     box = size[1] if size else "0 0 100 100"
-    opening = f'<svg class="plot" viewBox="{box}" role="img" aria-label="{html.escape(description)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    opening = f'<svg class="plot" viewBox="{box}" role="img" aria-label="{html.escape(description)}">'
     return re.sub(r"^<svg[^>]*>", lambda _: opening, svg).strip()
 
 
@@ -115,7 +116,8 @@ def _new_axes(height: float = 3.6) -> tuple[Figure, Axes]:
 
 
 def _legend_above(axes: Axes, columns: int = 2) -> None:
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.4)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.4)
 
 
 def _log_if_wide(axes: Axes, values: Iterable[float]) -> None:
@@ -141,7 +143,6 @@ def _weight_axis(axes: Axes, weights: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(low, high)
 
 
@@ -150,11 +151,11 @@ def _lower_envelope(points: Sequence[SearchPoint]) -> tuple[list[float], list[fl
     for point in points:
         if point.weight is not None:
             best[point.weight] = min(point.fd, best.get(point.weight, math.inf))
-    return list(sorted(best)), [best[weight] for weight in sorted(best)]
+    return sorted(best), [best[weight] for weight in sorted(best)]
 
 
 def distance_over_weight(records: RunRecords, name: str) -> list[tuple[str, str]]:
-    """Curves of the search: for each method every measured setting, a line through the best at each w, and the chosen setting ringed.
+    """Curves of the search: every measured setting, a line through each method's best, the chosen one ringed.
 
     Args:
         records: a run; its `search` may be empty.
@@ -163,7 +164,7 @@ def distance_over_weight(records: RunRecords, name: str) -> list[tuple[str, str]
     Returns:
         [(caption, SVG)], one per number of images at which the search measured (the three with most settings).
     """
-    guided = [point for point in records.search if point.weight is not None and point.method != "unguided" and point.weight > 1]
+    guided = [point for point in records.search if point.method != "unguided" and (point.weight or 0) > 1]
     counts = [count for count, _ in Counter(point.num_images for point in guided).most_common(_MAX_PANELS)]
     panels = []
     for count in sorted(counts, key=lambda count: count or 0):
@@ -173,36 +174,36 @@ def distance_over_weight(records: RunRecords, name: str) -> list[tuple[str, str]
             unguided = [row.fd for row in records.rows if row.method == "unguided" and row.fd is not None]
         with rc_context(_STYLE):
             plot, axes = _new_axes()
-            chosen_label: str | None = "chosen"
+            chosen = []
             for method in sorted({point.method for point in points}, key=method_order):
                 own = [point for point in points if point.method == method]
                 colour, marker = _colour(method), _marker(method)
                 weights, best = _lower_envelope(own)
                 scattered = [(point.weight, point.fd) for point in own]
                 axes.scatter(*zip(*scattered), s=10, color=colour, alpha=0.3, linewidths=0, marker=marker)
-                axes.plot(weights, best, color=colour, marker=marker, markersize=4.5, linewidth=1.8, label=_title(method))
-                for point in own:
-                    if any(point.same_setting(row) for row in records.rows):
-                        ring = {"s": 130, "facecolors": "none", "edgecolors": _INK, "linewidths": 1.6, "zorder": 4}
-                        axes.scatter([point.weight or 1], [point.fd], label=chosen_label, **ring)
-                        chosen_label = None
+                axes.plot(weights, best, color=colour, marker=marker, markersize=4.5, label=_title(method))
+                chosen += [point for point in own if any(point.same_setting(row) for row in records.rows)]
             if unguided:
-                axes.axhline(min(unguided), color=_colour("unguided"), linestyle="--", linewidth=1.4, label="unguided")
+                axes.axhline(min(unguided), color=_colour("unguided"), linestyle="--", label="unguided")
             if records.real_half is not None:
-                axes.axhline(records.real_half, color=_MUTED, linestyle=":", linewidth=1.4, label="half of the real set")
+                axes.axhline(records.real_half, color=_MUTED, linestyle=":", label="half of the real set")
+            if chosen:
+                ring = {"facecolors": "none", "edgecolors": _INK, "linewidths": 1.6, "zorder": 4, "label": "chosen"}
+                axes.scatter([point.weight or 1 for point in chosen], [point.fd for point in chosen], s=130, **ring)
             _weight_axis(axes, sorted({point.weight or 1 for point in points}))
             shown = [point.fd for point in points] + unguided
             _log_if_wide(axes, shown)
             axes.set_ylabel("Fréchet distance")
             _legend_above(axes, 2)
-        what = f"{len(points)} guided settings" + (f", each on {count:,} images".replace(",", "\u2009") if count else "")
+        what = f"{len(points)} guided settings" + (f" on {count} images each" if count else "")
         lowest = min(points, key=lambda point: point.fd)
         description = (
-            f"Fréchet distance over guidance weight, {what}. Lowest: {figure(lowest.fd)} by {_title(lowest.method)} at w = {lowest.weight:g}."
+            f"Fréchet distance over guidance weight: {what}. "
+            f"Lowest: {figure(lowest.fd)} by {_title(lowest.method)} at w = {lowest.weight:g}."
         )
         caption = (
-            f"Distance over the guidance weight while searching: {what}. Small marks are single settings, lines join the best at each w, "
-            "the ring marks the setting that was chosen. Lower is better."
+            f"Distance over the guidance weight while searching: {what}. Faint marks are single settings, lines join "
+            "the best at each w, a ring marks the setting that was chosen. Lower is better."
         )
         panels.append((caption, _inline(plot, f"{name}-weight-{count or 0}", description)))
     return panels
@@ -214,24 +215,24 @@ def repeats_per_method(records: RunRecords, name: str) -> tuple[str, str] | None
     Returns:
         (caption, SVG), or None where no method has a distance.
     """
-    rows = [row for row in records.rows if row.fd is not None]
+    measured = [(row, row.fd) for row in records.rows if row.fd is not None]
+    rows = [row for row, _ in measured]
     if not rows:
         return None
     with rc_context(_STYLE):
         plot, axes = _new_axes(1.2 + 0.55 * len(rows))
-        for height, row in enumerate(rows):
+        for height, (row, mean) in enumerate(measured):
             colour = _colour(row.method)
-            values = row.fd_repeats or ((row.fd,) if row.fd is not None else ())
+            values = row.fd_repeats or (mean,)
             # A fixed offset keeps equal values apart without moving them along the axis that is read.
             offsets = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else np.zeros(1)
-            axes.plot([row.fd] * 2, [height - 0.3, height + 0.3], color=colour, linewidth=2.4, solid_capstyle="butt")
-            if row.fd_std is not None and row.fd is not None:
-                axes.plot([row.fd - row.fd_std, row.fd + row.fd_std], [height] * 2, color=colour, linewidth=1.4)
-            axes.scatter(
-                values, height + offsets, s=34, color=colour, marker=_marker(row.method), edgecolors=_SURFACE, linewidths=0.8, zorder=3
-            )
+            axes.vlines(mean, height - 0.3, height + 0.3, color=colour, linewidth=2.4)
+            if row.fd_std is not None:
+                axes.hlines(height, mean - row.fd_std, mean + row.fd_std, color=colour, linewidth=1.4)
+            marks = {"marker": _marker(row.method), "edgecolors": _SURFACE, "linewidths": 0.8, "zorder": 3}
+            axes.scatter(values, height + offsets, s=34, color=colour, **marks)
         if records.real_half is not None:
-            axes.axvline(records.real_half, color=_MUTED, linestyle=":", linewidth=1.4, label="half of the real set")
+            axes.axvline(records.real_half, color=_MUTED, linestyle=":", label="half of the real set")
             _legend_above(axes, 1)
         labels = [_title(row.method) + (f"\nw = {row.weight:g}" if row.weight not in (None, 1) else "") for row in rows]
         axes.set_yticks(range(len(rows)), labels)
@@ -241,8 +242,8 @@ def repeats_per_method(records: RunRecords, name: str) -> tuple[str, str] | None
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel("Fréchet distance (lower is better)")
-    spoken = "; ".join(f"{_title(row.method)} {figure(row.fd)}" + (f" ± {figure(row.fd_std, 2)}" if row.fd_std else "") for row in rows)
-    caption = "Every repeat as a point (other seeds than the search used), the mean as a bar, one standard deviation as a line."
+    spoken = "; ".join(f"{_title(row.method)} {figure(row.fd)}" for row in rows)
+    caption = "Every repeat as a point, the mean as a bar, one standard deviation to either side as a line."
     return caption, _inline(plot, f"{name}-repeats", f"Fréchet distance of each method: {spoken}.")
 
 
@@ -262,14 +263,16 @@ def training_loss(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str
             width = max(1, len(loss) // 40)
             smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
             at = np.convolve(images, np.ones(width) / width, mode="valid")
-            axes.plot(at, smooth, color=colours.get(network, _MUTED), linestyle=styles.get(network, ":"), linewidth=1.8, label=network)
+            colour, style = colours.get(network, _MUTED), styles.get(network, ":")
+            axes.plot(at, smooth, label=network, color=colour, linestyle=style)
         axes.set_xlabel("images seen")
         axes.set_ylabel("training loss")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figure_images(value)))
         _legend_above(axes, 3)
-    last = "; ".join(f"{network} {figure(float(loss[-1]))} at {figure_images(images[-1])} images" for network, (images, loss) in losses.items())
-    caption = "Training loss over images seen (running mean). It includes the learned weighting u, so it may be negative."
+    ends = {network: (figure(float(loss[-1])), figure_images(images[-1])) for network, (images, loss) in losses.items()}
+    last = "; ".join(f"{network} {loss} at {images} images" for network, (loss, images) in ends.items())
+    caption = "Training loss over images seen, running mean. It includes the learned weighting, so it may be negative."
     return caption, _inline(plot, f"{name}-loss", f"Training loss over images seen. Last: {last}.")
 
 

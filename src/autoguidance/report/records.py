@@ -1,9 +1,9 @@
 """What a run folder says about itself, read once, checked, and put into typed records.
 
-`results.json` is written by `autoguidance run` and by studies of other versions, so a reader must survive missing parts: every
-figure may be null or absent, there may be one method or six, labels or none, images or none. What must not be survived is damage:
-a file that is not JSON, no rows, or text where a number belongs is a `UserError` that names the file. A non-finite figure counts as
-absent.
+`results.json` is written by `autoguidance run` and by studies, of this version and others, so a reader must survive
+missing parts: every figure may be null or absent, there may be one method or six, labels or none, images or none.
+What must not be survived is damage: a file that is not JSON, no rows, or text where a number belongs is a `UserError`
+that names the file. A non-finite figure counts as absent.
 """
 
 import math
@@ -24,12 +24,12 @@ from autoguidance.storage import read_json, read_json_lines
 METHODS = ("unguided", "cfg", "cfg+interval", "autoguidance")
 METHOD_TITLES = {
     "unguided": "Unguided",
-    "cfg": "Classifier-free guidance",
-    "cfg+interval": "Classifier-free guidance, limited interval",
+    "cfg": "CFG",
+    "cfg+interval": "CFG + interval",
     "autoguidance": "Autoguidance",
     "real": "Real images",
 }
-METHOD_SHORT_TITLES = {**METHOD_TITLES, "cfg": "CFG", "cfg+interval": "CFG + interval"}
+_FIGURES = ("weight", "fd", "fd_std", "evaluations_main", "evaluations_guide", "seconds_per_image")
 _EXTRA_METRICS = ("kid", "precision", "recall", "density", "coverage")
 _IMAGE_COUNT_KEYS = ("num_images", "images", "nimg")
 
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPoint:
-    """One setting that the search measured, on `num_images` generated images (distances at other counts do not compare)."""
+    """One setting that the search measured on `num_images` generated images; other counts do not compare."""
 
     method: str
     main: str
@@ -66,13 +66,8 @@ class SearchPoint:
 
     def same_setting(self, row: Row) -> bool:
         """Whether this point measured the setting that `row` reports."""
-        return (self.method, self.main, self.guide, self.weight, self.interval) == (
-            row.method,
-            row.main,
-            row.guide,
-            row.weight,
-            row.interval,
-        )
+        names = ("method", "main", "guide", "weight", "interval")
+        return all(getattr(self, name) == getattr(row, name) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +117,10 @@ class RunRecords:
         return count if isinstance(count, int) else None
 
     def best(self, *methods: str) -> Row | None:
-        """The row with the least distance among these methods (all methods if none is named); None where nothing was measured."""
-        rows = [row for row in self.rows if row.fd is not None and (not methods or row.method in methods)]
-        return min(rows, key=lambda row: row.fd if row.fd is not None else math.inf, default=None)
+        """The measured row with the least distance among these methods (all if none is named), or None."""
+        measured = [(row.fd, index) for index, row in enumerate(self.rows) if row.fd is not None]
+        allowed = [item for item in measured if not methods or self.rows[item[1]].method in methods]
+        return self.rows[min(allowed)[1]] if allowed else None
 
 
 def method_order(method: str) -> tuple[int, str]:
@@ -173,8 +169,10 @@ def _mapping(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]
 
 def _records(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
     value = content.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(item, dict) and isinstance(item.get("method"), str) for item in value):
-        raise UserError(f"{path}: {key} is not a list of records with a method; restore the file or run again")
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"{path}: {key} is not a list of records; restore the file or run `autoguidance run` again")
+    if not all(isinstance(item.get("method"), str) for item in value):
+        raise UserError(f"{path}: a record in {key} has no method; restore the file or run `autoguidance run` again")
     return value
 
 
@@ -184,8 +182,7 @@ def _text(value: Any) -> str:
 
 def _row(record: Mapping[str, Any], path: Path) -> Row:
     figures = {
-        name: _number(record.get(name), f"{name} of {record['method']}", path)
-        for name in ("weight", "fd", "fd_std", "evaluations_main", "evaluations_guide", "seconds_per_image", *_EXTRA_METRICS)
+        name: _number(record.get(name), f"{name} of {record['method']}", path) for name in (*_FIGURES, *_EXTRA_METRICS)
     }
     repeats = record.get("fd_repeats") or []
     if not isinstance(repeats, list):
@@ -234,16 +231,17 @@ def _read_images(path: Path) -> ImageSet:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays["images"]
             seeds = arrays["seeds"] if "seeds" in arrays else np.arange(len(images))
-            class_idx = arrays["class_idx"] if "class_idx" in arrays else None
+            class_idx = arrays.get("class_idx")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); remove it, or run `autoguidance run` again") from None
-    whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3) and seeds.shape == (len(images),)
-    if not whole or min(images.shape[2:]) < 1:
+    whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3) and 0 not in images.shape[2:]
+    if not whole or seeds.shape != (len(images),):
         raise UserError(f"{path}: images are not uint8 [N, 1 or 3, H, W] with one seed each; remove it, or run again")
     # Unlabelled sets are written without classes, with an array of another length, or with -1.
-    if class_idx is not None and (class_idx.shape != seeds.shape or class_idx.dtype.kind not in "iu" or (class_idx < 0).any()):
-        class_idx = None
-    return ImageSet(seeds=seeds.astype(np.int64), class_idx=None if class_idx is None else class_idx.astype(np.int64), images=images)
+    labelled = class_idx is not None and class_idx.shape == seeds.shape and class_idx.dtype.kind in "iu"
+    if class_idx is None or not labelled or (class_idx < 0).any():
+        return ImageSet(seeds=seeds.astype(np.int64), class_idx=None, images=images)
+    return ImageSet(seeds=seeds.astype(np.int64), class_idx=class_idx.astype(np.int64), images=images)
 
 
 def _read_losses(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -286,7 +284,8 @@ def read_run(folder: Path | str) -> RunRecords:
     rows = [_row(record, path) for record in _records(content, "rows", path)]
     training = _mapping(content, "training", path)
     networks = [name for name in ("main", "guide", "unconditional") if name in training or (folder / name).is_dir()]
-    seconds = {name: _number(value, f"seconds of {name}", path) for name, value in _mapping(content, "seconds", path).items()}
+    times = _mapping(content, "seconds", path)
+    seconds = {name: _number(value, f"seconds of {name}", path) for name, value in times.items()}
     return RunRecords(
         folder=folder,
         protocol=_mapping(content, "protocol", path),

@@ -1,20 +1,21 @@
 """The comparison in plain words: how much better is one method than another, and is that more than the spread?
 
-Problem: a mean distance alone invites a claim that the repeats do not carry. Two methods were each measured R times, repeat r of both
-with the same seeds. The relative reduction of the Fréchet distance by a against b is
+Problem: a mean distance alone invites a claim that the repeats do not carry. Two methods were each measured R times,
+repeat r of both with the same seeds. The relative reduction of the Fréchet distance by a against b is
 
     reduction = 1 - mean_r(fd_a) / mean_r(fd_b),        spread = std_r(1 - fd_a[r] / fd_b[r])  (n - 1),
 
-and the two are called different only where every repeat of one lies below every repeat of the other. With R = 3 per method and no
-difference at all that happens by chance in 2 of 20 orderings, so the words stay modest and the repeats are always shown.
-A reduction compares distances measured by one protocol on equal counts of images; it is no statement about other features.
+and the two are called different only where every repeat of one lies below every repeat of the other. With R = 3 per
+method and no difference at all that happens by chance in 2 of 20 orderings, so the words stay modest and the repeats
+are always shown. A reduction compares distances measured by one protocol on equal counts of images; it is no
+statement about other features.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from autoguidance.report.records import METHOD_SHORT_TITLES, Row, RunRecords
+from autoguidance.report.records import METHOD_TITLES, Row, RunRecords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,66 +49,59 @@ def compare(a: Row, b: Row) -> Comparison | None:
 
 
 def percent(value: float, spread: float | None = None) -> str:
-    """A share as text: percent("0.368", 0.012) is "36.8 ± 1.2 %"."""
+    """A share as text: percent(0.368, 0.012) is "36.8 ± 1.2 %"."""
     return f"{100 * value:.1f} %" if spread is None else f"{100 * value:.1f} ± {100 * spread:.1f} %"
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits, without an exponent where a person would not write one; "–" for None."""
+    """A number to `digits` significant digits, with an exponent only if very large or small; "–" for None."""
     if value is None:
         return "–"
     if value == 0:
         return "0"
-    decimals = digits - 1 - int(np.floor(np.log10(abs(value))))
+    # The exponent after rounding: 9.996 has three digits as 10.0, not as 10.00.
+    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2])
     if decimals > 6 or decimals < -6:
         return f"{value:.{digits - 1}e}"
     return f"{round(value, decimals):,.{max(decimals, 0)}f}".replace(",", "\u2009")
 
 
-def _against(name: str, row: Row, reference: Row) -> str:
+def _in_words(row: Row, reference: Row) -> str:
+    """What the repeats of two methods say, in one sentence; "" where one was not measured."""
     result = compare(row, reference)
-    reference_title = "the unguided model" if reference.method == "unguided" else METHOD_SHORT_TITLES.get(reference.method, reference.method)
     if result is None:
         return ""
-    figures = f"{figure(row.fd)} against {figure(reference.fd)}"
-    amount = percent(abs(result.reduction), result.spread)
-    if result.separated:
-        direction = "lower" if result.reduction > 0 else "higher"
-        return f"{name}: Fréchet distance {amount} {direction} than {reference_title} ({figures})."
-    if result.num_repeats < 2:
-        direction = "lower" if result.reduction > 0 else "higher"
+    name, other = (METHOD_TITLES.get(method, method) for method in (row.method, reference.method))
+    other = "the unguided model" if reference.method == "unguided" else other
+    if result.num_repeats > 1 and not result.separated:
         return (
-            f"{name}: Fréchet distance {amount} {direction} than {reference_title} ({figures}), measured once, "
-            "so nothing is known of its spread."
+            f"{name} makes no clear difference to {other}: Fréchet distance {figure(row.fd)} against "
+            f"{figure(reference.fd)}, and the repeats of the two overlap."
         )
+    amount = percent(abs(result.reduction), result.spread)
+    direction = "lower" if result.reduction > 0 else "higher"
+    once = "" if result.num_repeats > 1 else " Each was measured once, so the spread is unknown."
     return (
-        f"{name}: no clear difference from {reference_title} ({figures}); "
-        f"the {result.num_repeats} repeats of the two overlap."
+        f"{name} has a Fréchet distance {amount} {direction} than {other}: "
+        f"{figure(row.fd)} against {figure(reference.fd)}.{once}"
     )
 
 
 def headline(records: RunRecords) -> str:
-    """One sentence with the run's main result: autoguidance (else the best method) against the best unguided setting."""
+    """One sentence with the run's main result: autoguidance (else the best method) against the unguided model."""
     unguided = records.best("unguided")
-    guided = records.best("autoguidance")
-    name = "Autoguidance"
-    if guided is None:
-        guided = min((row for row in records.rows if row.method != "unguided" and row.fd is not None), key=_fd, default=None)
-        name = "" if guided is None else METHOD_SHORT_TITLES.get(guided.method, guided.method)
-    if guided is not None and unguided is not None and (text := _against(name, guided, unguided)):
+    others = [row.method for row in records.rows if row.method != "unguided"]
+    guided = records.best("autoguidance") or (records.best(*others) if others else None)
+    if guided is not None and unguided is not None and (text := _in_words(guided, unguided)):
         return text
     best = records.best()
     if best is None:
         return "Nothing was measured: no method has a distance."
-    title = METHOD_SHORT_TITLES.get(best.method, best.method)
-    return f"{title}: Fréchet distance {figure(best.fd)}, with nothing to compare it with."
+    title = METHOD_TITLES.get(best.method, best.method)
+    return f"{title} has a Fréchet distance of {figure(best.fd)}; there is nothing to compare it with."
 
 
 def second_line(records: RunRecords) -> str:
     """Autoguidance against the best classifier-free setting, in one sentence; "" where either was not measured."""
     guided, free = records.best("autoguidance"), records.best("cfg", "cfg+interval")
-    return "" if guided is None or free is None else _against("Against the best classifier-free setting", guided, free)
-
-
-def _fd(row: Row) -> float:
-    return float("inf") if row.fd is None else row.fd
+    return "" if guided is None or free is None else _in_words(guided, free)

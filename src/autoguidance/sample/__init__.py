@@ -6,8 +6,10 @@ from autoguidance.sample.heun import Heun
 from autoguidance.sample.sampler import SampleBatch, image_encoder, micro_batch_size, sample, sample_batches
 from autoguidance.sample.seeds import ClassSelection, SeededNoise, parse_seeds
 from autoguidance.sample.solver import Solver
+from autoguidance.sample.solvers import SOLVERS, make_solver, solver_from_description
 
 __all__ = [
+    "SOLVERS",
     "ClassSelection",
     "Counted",
     "Euler",
@@ -16,8 +18,10 @@ __all__ = [
     "SeededNoise",
     "Solver",
     "image_encoder",
+    "make_solver",
     "micro_batch_size",
     "parse_seeds",
     "sample",
     "sample_batches",
+    "solver_from_description",
 ]

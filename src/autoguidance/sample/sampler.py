@@ -21,9 +21,10 @@ from autoguidance.sample.solver import Solver
 
 Progress = Callable[[int, int, dict[str, object]], None]
 
-# Values of x [N, C, H, W] per micro-batch. On a CPU a batch should stay in the cache; a GPU wants to be filled.
-_CPU_VALUES = 64 * 64 * 4
-_GPU_VALUES = 64 * 64 * 4 * 32
+# Values of x [N, C, H, W] per micro-batch, and the most images in one. On a CPU 64 small images reach 85 % of the best rate and a
+# handful of images does not cost much more than it must; a GPU wants to be filled.
+_CPU_BUDGET = (64 * 64 * 16, 64)
+_GPU_BUDGET = (64 * 64 * 4 * 64, 256)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class SampleBatch:
 def micro_batch_size(denoiser: Denoiser) -> int:
     """The one batch size at which a denoiser is run: a power of two that depends on its image size and device only."""
     values = denoiser.img_channels * denoiser.img_resolution**2
-    budget = _CPU_VALUES if device_of(denoiser).type == "cpu" else _GPU_VALUES
-    return 1 << max(0, min(8, (budget // values).bit_length() - 1))
+    budget, most = _CPU_BUDGET if device_of(denoiser).type == "cpu" else _GPU_BUDGET
+    return min(most, 1 << max(0, (budget // values).bit_length() - 1))
 
 
 def image_encoder(denoiser: Denoiser) -> Encoder:

@@ -1,9 +1,10 @@
 """The configuration of a training run: complete, checked, and the same after a round trip through JSON.
 
-Problem: a run's result depends on some forty numbers, and a run that is resumed or repeated months later needs all of them. So a preset
-and the user's changes (`--set key=value`) are resolved once into a `TrainConfig`, which the run folder keeps; nothing has a hidden default
-later. Fields in `EXTENDABLE` may change when a run is resumed: they decide how long it lasts and what is written, never the weights at a
-given number of images. Every other difference would make another run, and is refused.
+Problem: a run's result depends on some forty numbers, and a run that is resumed or repeated months later needs all of
+them. So a preset and the user's changes (`--set key=value`) are resolved once into a `TrainConfig`, which the run
+folder keeps; nothing has a hidden default later. Fields in `EXTENDABLE` may change when a run is resumed: they decide
+how long it lasts and what is written, never the weights at a given number of images. Every other difference would
+make another run, and is refused.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from autoguidance.ema.power import MAX_EMA_STD
 from autoguidance.errors import UserError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -45,8 +47,8 @@ def parse_count(text: str | int) -> int:
 class NetworkConfig:
     """Size and options of an EDM2 network; resolution, channels and classes come from the data.
 
-    The fields are keyword arguments of `models.precond.Precond`, `models.unet.UNet` and its `Block`; see there. The defaults are
-    those of the paper's config G.
+    The fields are keyword arguments of `models.precond.Precond`, `models.unet.UNet` and its `Block`; see there. The
+    defaults are those of the paper's config G.
     """
 
     model_channels: int = 192
@@ -72,7 +74,12 @@ class NetworkConfig:
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
             _require(0 <= getattr(self, name) <= 1, f"network.{name}", getattr(self, name), "between 0 and 1")
         _require(0 <= self.dropout < 1, "network.dropout", self.dropout, "at least 0 and below 1")
-        _require(bool(self.channel_mult) and min(self.channel_mult) > 0, "network.channel_mult", self.channel_mult, "positive numbers")
+        _require(
+            bool(self.channel_mult) and min(self.channel_mult) > 0,
+            "network.channel_mult",
+            self.channel_mult,
+            "positive numbers",
+        )
         even = bool(self.resample_filter) and len(self.resample_filter) % 2 == 0
         _require(even, "network.resample_filter", self.resample_filter, "of even length")
 
@@ -97,11 +104,13 @@ class TrainConfig:
         encoder: configuration of the data encoder (`data.encoders.make_encoder`).
         num_images: images to train for, counted with repetition; rounded up to whole steps.
         batch_size: images per step, over all processes and accumulation rounds.
-        micro_batch: most images of one forward pass in one process; smaller means gradient accumulation. None: no limit.
+        micro_batch: most images of one forward pass in one process; smaller means gradient accumulation. None: no
+            limit.
         learning_rate, ref_batches, rampup_images: see `train.schedule.learning_rate`.
         betas, eps: of Adam.
         p_mean, p_std: mean and standard deviation of ln sigma.
-        label_dropout: share of images trained with the null label, so that one network can be its own unconditional guide.
+        label_dropout: share of images trained with the null label, so that one network can be its own unconditional
+            guide.
         unconditional: ignore the data's labels.
         mirror: flip each image left-right with probability 1/2.
         ema_stds: relative widths of the two (or more) tracked averages.
@@ -147,12 +156,15 @@ class TrainConfig:
         for name in ("rampup_images", "checkpoint_seconds", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
-        _require(self.micro_batch is None or self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1, or none")
+        _require(
+            self.micro_batch is None or self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1, or none"
+        )
         _require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "at least 0 and below 1")
-        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)")
-        # Eq. 123 has its largest value, 0.289, for the flat profile; beyond it there is no exponent.
-        stds_fit = bool(self.ema_stds) and all(0 < std < 0.28 for std in self.ema_stds)
-        _require(stds_fit, "ema_stds", self.ema_stds, "above 0 and below 0.28")
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two numbers in [0, 1)"
+        )
+        stds_fit = bool(self.ema_stds) and all(0 < std <= MAX_EMA_STD for std in self.ema_stds)
+        _require(stds_fit, "ema_stds", self.ema_stds, f"above 0 and at most {MAX_EMA_STD:.3f}")
         named = len({f"{std:.3f}" for std in self.ema_stds}) == len(self.ema_stds)  # file names have three decimals
         _require(named, "ema_stds", self.ema_stds, "different in their first three decimals")
         _require(self.dtype in typing.get_args(Dtype), "dtype", self.dtype, "float32, bfloat16 or float16")
@@ -177,14 +189,18 @@ class TrainConfig:
         """What forbids that a run of this configuration goes on with `other`'s: lines `key: here, there`."""
         mine, theirs = _flatten(self.to_json()), _flatten(other.to_json())
         keys = sorted(mine.keys() | theirs.keys())
-        return [f"{key}: {mine.get(key)}, {theirs.get(key)}" for key in keys if key not in EXTENDABLE and mine.get(key) != theirs.get(key)]
+        return [
+            f"{key}: {mine.get(key)}, {theirs.get(key)}"
+            for key in keys
+            if key not in EXTENDABLE and mine.get(key) != theirs.get(key)
+        ]
 
 
 def apply_overrides(config: TrainConfig, settings: Iterable[str]) -> TrainConfig:
     """Change fields by `key=value` texts; keys of the network are `network.model_channels` and so on.
 
-    Values are read by the field's type: 0.01, true, none, 64Ki for counts of images, 1,2,3 for lists. Raises UserError where a key is
-    unknown (naming the nearest ones) or a value does not fit.
+    Values are read by the field's type: 0.01, true, none, 64Ki for counts of images, 1,2,3 for lists. Raises
+    UserError where a key is unknown (naming the nearest ones) or a value does not fit.
     """
     hints = {
         **{key: hint for key, hint in typing.get_type_hints(TrainConfig).items() if key not in ("network", "encoder")},
@@ -200,7 +216,10 @@ def apply_overrides(config: TrainConfig, settings: Iterable[str]) -> TrainConfig
         if key not in hints:
             last = {name.rpartition(".")[2]: name for name in hints}
             near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=3)]
-            raise UserError(f"--set {key}: no such option; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(hints))}"))
+            raise UserError(
+                f"--set {key}: no such option; "
+                + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(hints))}")
+            )
         value = _parse(hints[key], text.strip(), key)
         if key.startswith("network."):
             inner[key.removeprefix("network.")] = value
@@ -243,7 +262,10 @@ def _from_json(cls: Any, content: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     wrong = sorted({item.name for item in fields(cls)} ^ content.keys())
     if wrong:
-        raise UserError(f"the training configuration lacks or does not know {where}{wrong[0]}; it is of another version: start in another folder")
+        raise UserError(
+            f"the training configuration lacks or does not know {where}{wrong[0]}; it is of another version: "
+            "start in another folder"
+        )
     return cls(**{name: _typed(hints[name], value, f"{where}{name}") for name, value in content.items()})
 
 

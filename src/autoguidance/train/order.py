@@ -1,12 +1,14 @@
 """Which image, flip, noise level and noise belong to position i of the training stream.
 
-Problem: a run that is killed and resumed must end with the same bits as one that was not, and one process must train the same
-network as eight. A generator whose state travels through the run gives neither. So everything random about position i (i = 0, 1, ... counts images
-with repetition) is a function of (seed, i) alone: each position has its own short-lived generator, as each image has one in sampling. A
-step takes the positions [n, n + batch); processes and accumulation rounds take slices of them and draw only those.
+Problem: a run that is killed and resumed must end with the same bits as one that was not, and one process must train
+the same network as eight. A generator whose state travels through the run gives neither. So everything random about
+position i (i = 0, 1, ... counts images with repetition) is a function of (seed, i) alone: each position has its own
+short-lived generator, as each image has one in sampling. A step takes the positions [n, n + batch); processes and
+accumulation rounds take slices of them and draw only those.
 
-Images come in a fresh random order each epoch, a permutation drawn from (seed, epoch): every image is seen once before any is
-seen twice. Per position are drawn: flip and label dropout (2 uniforms), then z of sigma = exp(P_mean + P_std z), then the noise [C, H, W].
+Images come in a fresh random order each epoch, a permutation drawn from (seed, epoch): every image is seen once
+before any is seen twice. Per position are drawn: flip and label dropout (2 uniforms), then z of sigma = exp(P_mean +
+P_std z), then the noise [C, H, W].
 """
 
 from dataclasses import dataclass
@@ -87,5 +89,9 @@ class TrainingOrder:
             normal[row].normal_(generator=generator)
             noise[row].normal_(generator=generator)
         return Draws(
-            index=self.index(start, count), flip=uniform[:, 0], label_dropout=uniform[:, 1], sigma_normal=normal, noise=noise
+            index=self.index(start, count),
+            flip=uniform[:, 0],
+            label_dropout=uniform[:, 1],
+            sigma_normal=normal,
+            noise=noise,
         )

@@ -1,0 +1,43 @@
+"""The command line: one module per verb, thin (parse, call, print)."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = ("run", "data", "train", "ema", "generate", "stats", "evaluate", "report", "toy")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted.
+
+    Any other exception is a bug and shows its traceback.
+    """
+    import click
+
+    from autoguidance.cli.common import app
+    from autoguidance.errors import UserError
+
+    for verb in VERBS:
+        importlib.import_module(f"autoguidance.cli.{verb}")
+
+    def fail(message: str) -> int:
+        print(f"autoguidance: {message}", file=sys.stderr)  # noqa: T201
+        return 2
+
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="autoguidance", standalone_mode=False)
+    except UserError as error:
+        return fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)  # noqa: T201
+        return 2
+    except click.ClickException as error:
+        return fail(f"{' '.join(error.format_message().split())} (see --help)")
+    except (click.Abort, KeyboardInterrupt):
+        print("autoguidance: interrupted; the same command continues", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:  # e.g. `autoguidance ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,84 @@
+"""`autoguidance generate`: draw images from a model or a guided pair."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoguidance.cli import options as o
+from autoguidance.cli.common import app, console, progress_bar
+
+
+@app.command(
+    epilog="Example: autoguidance generate --pair runs/digits/pair.json --seeds 0-63 --out out/digits. "
+    "Under torchrun the processes share the seeds; the images are the same."
+)
+def generate(
+    out: Annotated[Path, typer.Option(help="Output folder; the same command continues what is there.")],
+    pair: o.PairOption = None,
+    main: o.MainOption = None,
+    guide: o.GuideOption = None,
+    weight: o.WeightOption = None,
+    unconditional: o.UnconditionalOption = None,
+    cfg_weight: o.CfgWeightOption = None,
+    interval: o.IntervalOption = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-63,70; image k depends on seed k alone.")] = "0-15",
+    classes: Annotated[str, typer.Option(help="random, balanced, or a list such as 3,5-7 (taken in turn by seed).")] = "random",
+    solver: o.SolverOption = None,
+    steps: o.StepsOption = None,
+    sigma_min: o.SigmaMinOption = None,
+    sigma_max: o.SigmaMaxOption = None,
+    rho: o.RhoOption = None,
+    churn: o.ChurnOption = None,
+    batch: Annotated[int, typer.Option(help="Images finished at a time; changes memory, never the result.")] = 64,
+    image_format: Annotated[str, typer.Option("--format", help="png or npz (with seeds, classes and raw latents).")] = "png",
+    device: o.DeviceOption = "auto",
+    dtype: o.DtypeOption = None,
+    noise_device: Annotated[str, typer.Option(help="Where noise is drawn; cpu makes it the same on every device.")] = "cpu",
+) -> None:
+    """Draw images from a model or a guided pair."""
+    import torch
+
+    from autoguidance.sample import ClassSelection, image_encoder, parse_seeds, sample_batches
+    from autoguidance.sample.files import SampleFolder
+    from autoguidance.train.distributed import join_world
+
+    spec = o.build_pair(
+        pair, main, guide, weight, unconditional, cfg_weight, interval, solver, steps, sigma_min, sigma_max, rho, churn
+    )
+    wanted = list(dict.fromkeys(parse_seeds(seeds)))
+    with join_world(device) as world, torch.no_grad():
+        denoiser = spec.denoiser(device=world.device, dtype=o.parse_dtype(dtype, world.device))
+        selection = ClassSelection(classes, denoiser.num_classes)
+        assert spec.solver is not None
+        settings = {
+            "method": spec.method,
+            "main": spec.main,
+            "guide": spec.guide,
+            "weight": spec.weight,
+            "unconditional": spec.unconditional,
+            "cfg_weight": spec.cfg_weight,
+            "interval": None if spec.interval is None else [str(v) for v in spec.interval],
+            "solver": spec.solver.describe(),
+            "classes": selection.name,
+            "class_names": list(getattr(denoiser, "class_names", ())),
+            "noise_device": noise_device,
+        }
+        encoder = image_encoder(denoiser)
+        world.from_main(lambda: SampleFolder(out, settings, image_format) and None)
+        folder = SampleFolder(out, settings, image_format)
+        missing = world.from_main(lambda: folder.missing(wanted))
+        mine = missing[world.rank :: world.size]
+        with progress_bar("generate") as progress:
+            done = 0
+            for samples in sample_batches(
+                denoiser, mine, classes=selection, solver=spec.solver, batch_size=batch, noise_device=noise_device
+            ):
+                folder.write(samples, encoder.decode(samples.latents))
+                done += len(samples.seeds)
+                progress(done, len(mine), {})
+        world.barrier()  # all images must be there before they are joined
+        world.from_main(lambda: folder.finish(wanted))
+        if world.is_main:
+            where = out if image_format == "png" else folder.npz_path
+            console.print(f"{len(wanted)} images ({len(missing)} new) in {where}")

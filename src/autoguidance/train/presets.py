@@ -1,0 +1,223 @@
+"""Presets: how large a network, how fast, and through which encoder, for a given set of images.
+
+Two kinds. The small-data family `nano < tiny < small < base < large < huge` works for images of 8 to 64 pixels, the
+first four of it on a CPU. It adapts to the resolution: images above 16 pixels go through an exactly invertible
+pixel-unshuffle by 2 or 4, which turns 32 x 32 pixels into 16 x 8 x 8; convolutions then cost a sixteenth. Parameters
+of the six at 8 x 8 with ten classes: 46k, 181k, 0.7M, 1.6M, 2.9M, 6.5M.
+
+The published sizes `edm2-img64-*` and `edm2-img512-*` are those of Karras et al. 2024 (arXiv 2312.02696, Table 6) for
+GPUs.
+
+Rates do not depend on how long a run is, so that a run can be made longer and a guide can be trained on a sixteenth
+of the images with the same preset: the ramp-up of the small family ends after 5,000 images.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from autoguidance.data.encoders import default_encoder
+from autoguidance.data.source import ImageSource
+from autoguidance.errors import UserError
+from autoguidance.train.config import NetworkConfig, TrainConfig, apply_overrides
+
+EncoderName = Literal["auto", "pixels", "unshuffle2", "unshuffle4"]
+
+_FACTORS: dict[str, int] = {"pixels": 1, "unshuffle2": 2, "unshuffle4": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One size of a family.
+
+    Attributes:
+        name: as given to --preset.
+        family: presets of one family are ordered by size; "one size smaller" stays within it.
+        config: the defaults; encoder and, for the small family, levels are fitted to the data by `resolve`.
+        adapts: whether encoder and levels are fitted to the resolution.
+        resolution: what the network needs after encoding; None where it adapts.
+    """
+
+    name: str
+    family: str
+    config: TrainConfig
+    adapts: bool = False
+    resolution: int | None = None
+
+
+def _small(name: str, channels: int, num_images: int) -> Preset:
+    network = NetworkConfig(
+        model_channels=channels,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(4,),
+        channels_per_head=8 if channels < 64 else 32,
+    )
+    config = TrainConfig(
+        preset=name,
+        network=network,
+        num_images=num_images,
+        batch_size=64,
+        learning_rate=0.01,
+        ref_batches=1000,
+        rampup_images=5_000,
+        log_images=2048,
+    )
+    return Preset(name=name, family="small", config=config, adapts=True)
+
+
+def _published(data: str, size: str, channels: int, rate: float, dropout: float, num_mi: int) -> Preset:
+    name = f"edm2-{data}-{size}"
+    latent = data == "img512"
+    config = TrainConfig(
+        preset=name,
+        network=NetworkConfig(model_channels=channels, dropout=dropout),
+        num_images=num_mi * 2**20,
+        batch_size=2048,
+        learning_rate=rate,
+        ref_batches=70_000 if latent else 35_000,
+        rampup_images=10_000_000,
+        p_mean=-0.4 if latent else -0.8,
+        p_std=1.0 if latent else 1.6,
+        dtype="float16",
+        num_snapshots=64,
+        snapshot_dtype="float16",
+        log_images=2**17,
+        checkpoint_seconds=900.0,
+    )
+    return Preset(name=name, family=f"edm2-{data}", config=config, resolution=64)
+
+
+# Smallest first within each family: `smaller` relies on it.
+_PRESETS = (
+    _small("nano", 8, 150_000),
+    _small("tiny", 16, 150_000),
+    _small("small", 32, 200_000),
+    _small("base", 48, 200_000),
+    _small("large", 64, 1_000_000),
+    _small("huge", 96, 2_000_000),
+    _published("img64", "xs", 128, 0.0120, 0.0, 1024),
+    _published("img64", "s", 192, 0.0100, 0.0, 1024),
+    _published("img64", "m", 256, 0.0090, 0.1, 2048),
+    _published("img64", "l", 320, 0.0080, 0.1, 1024),
+    _published("img64", "xl", 384, 0.0070, 0.1, 640),
+    _published("img512", "xxs", 64, 0.0170, 0.0, 2048),
+    _published("img512", "xs", 128, 0.0120, 0.0, 2048),
+    _published("img512", "s", 192, 0.0100, 0.0, 2048),
+    _published("img512", "m", 256, 0.0090, 0.1, 2048),
+    _published("img512", "l", 320, 0.0080, 0.1, 1792),
+    _published("img512", "xl", 384, 0.0070, 0.1, 1280),
+    _published("img512", "xxl", 448, 0.0065, 0.1, 896),
+)
+PRESETS = {preset.name: preset for preset in _PRESETS}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of this name. Raises UserError where there is none, naming the nearest ones."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=3) or list(PRESETS)
+        raise UserError(f"there is no preset {name!r}; choose one of {', '.join(near)}")
+    return PRESETS[name]
+
+
+def smaller(name: str) -> str:
+    """The preset one size smaller in the same family: the rule of thumb for a guide.
+
+    Raises UserError where it is the smallest.
+    """
+    preset = find_preset(name)
+    family = [other.name for other in _PRESETS if other.family == preset.family]
+    place = family.index(name)
+    if place == 0:
+        raise UserError(
+            f"preset {name!r} is the smallest of its family; train the main model with {family[1]!r} or larger"
+        )
+    return family[place - 1]
+
+
+def auto_preset(resolution: int, channels: int = 3, *, on_gpu: bool = False) -> str:
+    """The small-data preset that suits a resolution and the machine.
+
+    Args:
+        resolution: of the images, in pixels.
+        channels: 1 or 3.
+        on_gpu: a GPU trains the next larger network faster than a CPU this one.
+
+    Raises: UserError above 64 pixels, where nobody can choose for the user.
+    """
+    if resolution > 64:
+        raise UserError(
+            f"no small-data preset for {resolution} pixels; use --resolution 64, or name a preset with --preset"
+        )
+    names = [preset.name for preset in _PRESETS if preset.adapts]
+    # Values per image after padding; digits have 64, Fashion-MNIST 1,024, a 64-pixel colour image 12,288.
+    values = channels * resolution**2
+    place = 1 if values <= 512 else 2 if values < 784 else 3
+    return names[min(place + on_gpu, len(names) - 1)]
+
+
+def resolve(
+    name: str | None,
+    source: ImageSource,
+    *,
+    encoder: EncoderName = "auto",
+    overrides: Iterable[str] = (),
+    on_gpu: bool = False,
+    **changes: Any,
+) -> TrainConfig:
+    """The complete configuration for a preset, a data set and the user's changes.
+
+    Args:
+        name: of a preset; None or "auto": by resolution.
+        source: the images.
+        encoder: what the network works on; "auto" takes pixels up to 16, else unshuffle by 2 or 4 towards a width of
+            8 to 16.
+        overrides: `key=value` texts, see `train.config.apply_overrides`; they win over `changes`.
+        on_gpu: for the automatic preset.
+        changes: fields of TrainConfig by name; None leaves the preset's value.
+
+    Raises: UserError where the images do not fit the preset or a change is not possible.
+    """
+    preset = find_preset(
+        auto_preset(source.resolution, source.channels, on_gpu=on_gpu) if name in (None, "auto") else str(name)
+    )
+    config = fit_to_images(preset, source, encoder)
+    if not source.num_classes:
+        config = replace(config, unconditional=True)
+    config = replace(config, **{key: value for key, value in changes.items() if value is not None})
+    return apply_overrides(config, overrides)
+
+
+def fit_to_images(preset: Preset, source: ImageSource, encoder: EncoderName = "auto") -> TrainConfig:
+    """The preset's configuration with encoder and levels for these images."""
+    if not preset.adapts:
+        return _fit_published(preset, source)
+    if encoder == "auto":
+        encoder = "pixels" if source.resolution <= 16 else "unshuffle2" if source.resolution < 28 else "unshuffle4"
+    if encoder not in _FACTORS:
+        raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(_FACTORS)}")
+    factor = _FACTORS[encoder]
+    # As many levels as bring the deepest one to a width of 4 to 7: attention is cheap there, and the padding stays
+    # small.
+    levels = 2
+    while -(-source.resolution // factor) >> (levels - 1) >= 8:
+        levels += 1
+    chosen = default_encoder(source, "pixels" if factor == 1 else "unshuffle", factor, multiple_of=2 ** (levels - 1))
+    deepest = chosen.img_resolution >> (levels - 1)
+    network = replace(preset.config.network, channel_mult=(1, *[2] * (levels - 1)), attn_resolutions=(deepest,))
+    return replace(preset.config, network=network, encoder=chosen.config)
+
+
+def _fit_published(preset: Preset, source: ImageSource) -> TrainConfig:
+    if preset.family == "edm2-img512":
+        raise UserError(
+            f"preset {preset.name} works on the latents of an image autoencoder, which this version cannot make; "
+            f"use {preset.name.replace('img512', 'img64').replace('xxs', 'xs').replace('xxl', 'xl')} on 64-pixel images"
+        )
+    if source.resolution != preset.resolution:
+        raise UserError(
+            f"preset {preset.name} takes images of {preset.resolution} pixels, not {source.resolution}; "
+            f"give --resolution {preset.resolution}"
+        )
+    return replace(preset.config, encoder=default_encoder(source).config)

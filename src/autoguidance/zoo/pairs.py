@@ -1,0 +1,147 @@
+"""A guided sampler as data: which models, how strongly, where, with which solver; and the measurement that chose it (`pair.json`)."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoguidance.diffusion.denoiser import Denoiser
+from autoguidance.errors import UserError
+from autoguidance.guidance import Autoguidance, ClassifierFree, Interval, MultiGuidance
+from autoguidance.guidance.guided import check_interval, check_weight
+from autoguidance.sample import Solver, solver_from_description
+from autoguidance.storage import read_json, write_json
+from autoguidance.zoo.names import ModelName, load, parse_model_name
+
+FORMAT_VERSION = 1
+Loader = Callable[[str], Denoiser]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Everything needed to sample.
+
+    Attributes:
+        main: name of the main model.
+        guide, weight: name and weight of its bad version (autoguidance); no guide: off.
+        unconditional, cfg_weight: name and weight of the unconditional model (classifier-free guidance). With cfg_weight other than 1 and
+            no name, the main model with the null label.
+        interval: guidance acts while sigma_lo < sigma <= sigma_hi; None: always.
+        solver: solver with its settings.
+        measurement: the result that chose this pair, with its protocol; {} if none.
+    """
+
+    main: str
+    guide: str | None = None
+    weight: float = 1.0
+    unconditional: str | None = None
+    cfg_weight: float = 1.0
+    interval: Interval | None = None
+    solver: Solver | None = None
+    measurement: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
+        check_weight(self.cfg_weight)
+        check_interval(self.interval)
+        if self.guide is None and self.weight != 1:
+            raise UserError(f"weight {self.weight} without a guide; name the guide, or leave out the weight")
+
+    @property
+    def method(self) -> str:
+        """"unguided" | "cfg" | "autoguidance" | "mixed", with "+interval" where guidance is limited."""
+        guided, free = self.guide is not None and self.weight != 1, self.cfg_weight != 1
+        name = {(False, False): "unguided", (False, True): "cfg", (True, False): "autoguidance", (True, True): "mixed"}[guided, free]
+        return name + ("+interval" if self.interval is not None and name != "unguided" else "")
+
+    def denoiser(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        loader: Loader | None = None,
+    ) -> Denoiser:
+        """The pair as one Denoiser; a model that cannot matter (weight 1) is not loaded.
+
+        Args:
+            device, dtype: as for `load`.
+            loader: loads a model by name; None is `load`. A search passes one that caches.
+        """
+        get = loader or (lambda name: load(name, device=device, dtype=dtype))
+        main = get(self.main)
+        guided, free = self.guide is not None and self.weight != 1, self.cfg_weight != 1
+        if guided and free:
+            if self.unconditional is None:
+                raise UserError("mixing both guides needs an unconditional model; name one")
+            assert self.guide is not None
+            guides = [(get(self.guide), self.weight), (get(self.unconditional), self.cfg_weight)]
+            return MultiGuidance(main, guides, interval=self.interval)
+        if free:
+            unconditional = None if self.unconditional is None else get(self.unconditional)
+            return ClassifierFree(main, unconditional, weight=self.cfg_weight, interval=self.interval)
+        if guided:
+            assert self.guide is not None
+            return Autoguidance(main, get(self.guide), weight=self.weight, interval=self.interval)
+        return main
+
+    def save(self, path: Path | str) -> None:
+        """Write pair.json atomically. Names of models below the file's folder are written relative to it, so the folder can move."""
+        path = Path(path)
+        solver = self.solver.describe() if self.solver is not None else None
+        content = {
+            "format_version": FORMAT_VERSION,
+            "method": self.method,
+            "main": _relative(self.main, path.parent),
+            "guide": _relative(self.guide, path.parent),
+            "weight": self.weight,
+            "unconditional": _relative(self.unconditional, path.parent),
+            "cfg_weight": self.cfg_weight,
+            "interval": None if self.interval is None else [str(v) if v == math.inf else v for v in self.interval],
+            "solver": solver,
+            "measurement": dict(self.measurement),
+        }
+        write_json(path, content)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Pair":
+        """Read pair.json. Raises UserError where it is missing, damaged, or names what cannot be."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "pair.json"
+        content = read_json(path)
+        try:
+            if content["format_version"] != FORMAT_VERSION:
+                raise UserError(f"{path} has format version {content['format_version']}, this program reads {FORMAT_VERSION}")
+            interval = content["interval"]
+            return cls(
+                main=_absolute(content["main"], path.parent) or "",
+                guide=_absolute(content["guide"], path.parent),
+                weight=float(content["weight"]),
+                unconditional=_absolute(content["unconditional"], path.parent),
+                cfg_weight=float(content["cfg_weight"]),
+                interval=None if interval is None else (float(interval[0]), float(interval[1])),
+                solver=None if content["solver"] is None else solver_from_description(content["solver"]),
+                measurement=content.get("measurement", {}),
+            )
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise UserError(f"{path} is not a pair file ({type(error).__name__}: {error}); make one with autoguidance run") from None
+
+
+def _relative(name: str | None, folder: Path) -> str | None:
+    if name is None:
+        return None
+    parsed = parse_model_name(name)
+    model, base = parsed.path.resolve(), folder.resolve()
+    return str(replace(parsed, path=model.relative_to(base) if model.is_relative_to(base) else model))
+
+
+def _absolute(name: str | None, folder: Path) -> str | None:
+    if name is None:
+        return None
+    # The name's pattern is applied to the path beside the file, which exists; `ModelName` splits off width and time.
+    parsed: ModelName = parse_model_name(name if Path(name).is_absolute() else str(folder / name))
+    return str(parsed)
