@@ -33,15 +33,13 @@ _CHANNELS = (1, 3, 4)
 def list_npy(path: Path, name: str, max_bytes_in_memory: int) -> Listing:
     """The images of an .npy file, unlabelled. Raises UserError where it is damaged or holds something else."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")  # numpy.load would take what is no array for a pickle
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror or error}; check the path and its permissions") from None
     except (ValueError, EOFError, OverflowError) as error:
-        if "allow_pickle" in str(error):
+        if "Python objects" in str(error):
             raise UserError(f"{name} holds {_PICKLE}") from None
         raise UserError(f"{name} is not a whole .npy file ({str(error).rstrip('.')}); save it again") from None
-    if not isinstance(array, np.ndarray):  # numpy looks at the content: a zip named .npy opens as .npz
-        raise UserError(f"{name} is not an .npy file; name it .npz if it was written by numpy.savez")
     return list_array(name, np.array(array) if array.nbytes <= max_bytes_in_memory else array, None)
 
 
@@ -167,7 +165,8 @@ def list_array(
         if options.resolution is not None:
             pixels = center_crop(pixels, options.resolution)
         mode = {2: "L"}.get(image.ndim) or {1: "L", 3: "RGB", 4: "RGBA"}[image.shape[2]]
-        return Decoded(pixels=pixels, format="array", mode=mode)
+        num_source_pixels = images[index].size // (1 if image.ndim == 2 else image.shape[2])
+        return Decoded(pixels=pixels, format="array", mode=mode, num_source_pixels=num_source_pixels)
 
     return Listing(
         name=name,

@@ -38,6 +38,9 @@ from autoguidance.errors import UserError
 GREY_DEPTHS = (8, 10, 12, 14, 16)
 _BYTES_PER_TASK = 16 << 20  # what a thread may decode ahead; a few tasks per core wait at a time
 _IMAGES_PER_TASK = 64
+# Below this, most of an image's time is Python's, and threads only contend for the interpreter lock: CIFAR-10's 50,000
+# JPEGs took 14.2 s with one thread, 16.5 s with two, 23.3 s with four (2 cores).
+_PIXELS_WORTH_THREADS = 64 * 64
 
 
 def check_all(
@@ -171,16 +174,19 @@ class _Pass:
                     results.append((index, error))
             return results
 
-        # The first image tells how large the others are likely to be, and so how many a thread may decode ahead.
-        first = decode(0, 1)
-        yield from first
-        num_bytes = first[0][1].pixels.nbytes if isinstance(first[0][1], Decoded) else _BYTES_PER_TASK
+        # The first image tells how large the others are likely to be: how many threads pay, and how many images each
+        # may decode ahead.
+        [(_, first)] = decode(0, 1)
+        yield 0, first
+        is_small = isinstance(first, Decoded) and first.num_source_pixels < _PIXELS_WORTH_THREADS
+        num_workers = 1 if is_small else parallel_workers()
+        num_bytes = first.pixels.nbytes if isinstance(first, Decoded) else _BYTES_PER_TASK
         step = min(max(_BYTES_PER_TASK // num_bytes, 1), _IMAGES_PER_TASK)
         total = len(self.listing.files)
         starts = iter(range(1, total, step))
-        with ThreadPoolExecutor(parallel_workers()) as pool:
+        with ThreadPoolExecutor(num_workers) as pool:
             pending = deque(
-                pool.submit(decode, start, min(start + step, total)) for start in islice(starts, parallel_workers() + 2)
+                pool.submit(decode, start, min(start + step, total)) for start in islice(starts, num_workers + 2)
             )
             while pending:
                 results = pending.popleft().result()

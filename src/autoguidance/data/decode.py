@@ -62,13 +62,23 @@ class DecodeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """One image: pixels uint8 [H, W] or [H, W, 3], and what the survey counts."""
+    """One image, and what the survey counts.
+
+    Attributes:
+        pixels: uint8 [H, W] or [H, W, 3], cropped and resized where that was asked for.
+        format: "PNG", "JPEG", ...; "array" for what was not a file.
+        mode: Pillow's name of the colour mode.
+        num_source_pixels: before cropping and resizing.
+        is_animated: whether the file holds more images than this first one.
+        largest_value: of a 16-bit grey image, before scaling; None for all others.
+    """
 
     pixels: UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"]
     format: str
     mode: str
+    num_source_pixels: int
     is_animated: bool = False
-    largest_value: int | None = None  # of a 16-bit grey image
+    largest_value: int | None = None
 
 
 @contextmanager
@@ -112,9 +122,17 @@ def decode_image(content: bytes, options: DecodeOptions) -> Decoded:
         Exception
     ) as error:  # a damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
         raise BadImageError(_reason(content, error)) from None
+    num_source_pixels = pixels.shape[0] * pixels.shape[1]
     if options.resolution is not None:
         pixels = center_crop(pixels, options.resolution)
-    return Decoded(pixels=pixels, format=file_format, mode=mode, is_animated=is_animated, largest_value=largest)
+    return Decoded(
+        pixels=pixels,
+        format=file_format,
+        mode=mode,
+        num_source_pixels=num_source_pixels,
+        is_animated=is_animated,
+        largest_value=largest,
+    )
 
 
 def _check_pixels(num_pixels: int, what: str) -> None:

@@ -17,6 +17,7 @@ from autoguidance.evaluate.evaluation import (
 )
 from autoguidance.evaluate.features import FeatureNetwork, PixelFeatures, extract_features, image_batches
 from autoguidance.evaluate.frechet import FewImagesWarning, FrechetTerms, frechet_distance, frechet_terms
+from autoguidance.evaluate.generated import GeneratedImages, open_generated
 from autoguidance.evaluate.networks import default_classifier_path, open_network
 from autoguidance.evaluate.protocol import Protocol, require_comparable
 from autoguidance.evaluate.statistics import Accumulator, Statistics, is_statistics_file
@@ -28,6 +29,7 @@ __all__ = [
     "FeatureNetwork",
     "FewImagesWarning",
     "FrechetTerms",
+    "GeneratedImages",
     "Measurement",
     "PixelFeatures",
     "Protocol",
@@ -43,6 +45,7 @@ __all__ = [
     "image_batches",
     "is_statistics_file",
     "load_classifier",
+    "open_generated",
     "open_network",
     "protocol_of",
     "require_comparable",

@@ -17,6 +17,7 @@ Trained by `classifier_training`; not to be confused with the classifier of clas
 levels).
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -24,15 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from autoguidance.errors import UserError
 from autoguidance.evaluate.features import check_images, to_channels
-from autoguidance.storage import atomic_path, sha256_file
+from autoguidance.storage import atomic_path
 
 FORMAT_VERSION = 1
 METADATA_KEY = "autoguidance-classifier"
@@ -186,7 +187,7 @@ def save_classifier(path: Path | str, network: ClassifierNetwork, info: Classifi
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, str(temporary), metadata={METADATA_KEY: content})
+            safetensors.torch.save_file(tensors, str(temporary), metadata={METADATA_KEY: content})
         except SafetensorError as error:
             raise UserError(f"cannot write {path}: {error}; check the free disk space") from None
 
@@ -230,15 +231,18 @@ def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Cla
             f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a stored classifier (*.safetensors)"
         )
     try:
-        with safe_open(str(path), "pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            if text is None:
-                raise UserError(
-                    f"{path} is a safetensors file but not a classifier of autoguidance; "
-                    "train one with `autoguidance stats`"
-                )
-            info = _parse_info(text)
-            weights: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
+        # Not `safe_open`: it maps the file, and a file that is replaced in place later would kill the process. The bytes
+        # that are hashed are also the ones that are used.
+        content = path.read_bytes()
+        weights = {name: tensor.clone() for name, tensor in safetensors.torch.load(content).items()}
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        text = header.get("__metadata__", {}).get(METADATA_KEY)
+        if text is None:
+            raise UserError(
+                f"{path} is a safetensors file but not a classifier of autoguidance; "
+                "train one with `autoguidance stats`"
+            )
+        info = _parse_info(text)
         with torch.device("meta"):  # draws no random numbers
             network = ClassifierNetwork(info.config)
         _check_weights(weights, network)
@@ -249,4 +253,4 @@ def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Cla
         raise UserError(
             f"{path} cannot be read as a classifier ({error}); restore it, or remove it and train it again"
         ) from None
-    return ClassifierFeatures(network, info, sha256_file(path), device)
+    return ClassifierFeatures(network, info, hashlib.sha256(content).hexdigest(), device)

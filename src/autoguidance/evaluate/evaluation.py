@@ -20,8 +20,8 @@ from torch import Tensor
 
 from autoguidance.data.source import ImageSource
 from autoguidance.errors import UserError
-from autoguidance.evaluate.features import FeatureNetwork, image_batches, micro_batches
-from autoguidance.evaluate.frechet import FrechetTerms, frechet_distance, frechet_terms
+from autoguidance.evaluate.features import FeatureNetwork, extract_features, image_batches, micro_batches
+from autoguidance.evaluate.frechet import FrechetTerms, frechet_terms
 from autoguidance.evaluate.protocol import Protocol
 from autoguidance.evaluate.statistics import Accumulator, Statistics
 
@@ -113,11 +113,33 @@ def source_statistics(
     return batch_statistics(networks, batches, what=source.name, records=records)
 
 
-def half_distance(reference: Reference, source: ImageSource, *, seed: int = 0) -> float:
-    """Distance between a random half of the real set and all of it: about the least that a generator can reach."""
-    order = torch.randperm(source.num_images, generator=torch.Generator().manual_seed(seed)).numpy()
-    half = np.sort(order[: source.num_images // 2])
-    return frechet_distance(source_statistics([reference.network], source, indices=half)[0], reference.statistics)
+def half_distance(reference: Reference, source: ImageSource, *, repeats: int = 4, seed: int = 0) -> float:
+    """Distance between a random half of the real set and all of it, a mean over `repeats` halves.
+
+    It is about the least that a generator can reach with that many images, and not zero because half is a sample.
+
+    Args:
+        reference: statistics of the whole of `source`.
+        source: the real set.
+        repeats: halves drawn; a single one varies by tens of percent.
+        seed: of the draws.
+
+    Raises:
+        UserError: fewer than four images.
+    """
+    network = reference.network
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [torch.zeros(source.num_images, dtype=torch.bool) for _ in range(repeats)]
+    for half in chosen:
+        half[torch.randperm(source.num_images, generator=generator)[: source.num_images // 2]] = True
+    halves = [Accumulator(f"{network.name} features of half of {source.name}") for _ in range(repeats)]
+    start = 0
+    for features in extract_features(network, image_batches(source)):
+        for half, accumulator in zip(chosen, halves, strict=True):
+            accumulator.update(features.cpu()[half[start : start + len(features)]])
+        start += len(features)
+    distances = [frechet_terms(half.statistics(), reference.statistics).distance for half in halves]
+    return stdlib_statistics.fmean(distances)
 
 
 def split_images(num_available: int, num: int | None, repeats: int, *, in_order: bool = False) -> list[np.ndarray]:
@@ -169,17 +191,13 @@ def _figures(values: Sequence[float]) -> dict[str, Any]:
     return {"fd": stdlib_statistics.fmean(values), "fd_std": spread, "fd_repeats": list(values)}
 
 
-def _notes(references: Sequence[Reference], num_images: int) -> tuple[str, ...]:
-    notes = []
-    for reference in references:
-        dimensions = reference.network.num_features
-        fewest = min(num_images, reference.statistics.num)
-        if fewest <= dimensions:
-            notes.append(
-                f"{reference.network.name}: {fewest} images for {dimensions} features: singular covariance, "
-                "strongly biased distance"
-            )
-    return tuple(notes)
+def _notes(references: Sequence[Reference], terms: Mapping[str, Sequence[FrechetTerms]]) -> tuple[str, ...]:
+    return tuple(
+        f"{reference.network.name}: no more images than features ({reference.network.num_features}), so the covariance "
+        "is singular and the distance strongly biased"
+        for reference in references
+        if any(term.few_images for term in terms[reference.network.name])
+    )
 
 
 def evaluate_images(
@@ -209,9 +227,6 @@ def evaluate_images(
     Raises:
         UserError: no repeats, repeats of different counts, fewer than two images, or images that a network does
             not take.
-
-    Warns:
-        FewImagesWarning: as `frechet_terms`; also in `notes`.
     """
     names = [reference.network.name for reference in references]
     if not references or len(set(names)) != len(names):
@@ -235,7 +250,7 @@ def evaluate_images(
         row={"method": method, **(details or {}), **figures[names[0]], "features": figures},
         num_images=counts[0],
         terms={name: tuple(values) for name, values in terms.items()},
-        notes=_notes(references, counts[0]),
+        notes=_notes(references, terms),
     )
 
 

@@ -43,6 +43,8 @@ class FrechetTerms:
         mean_term: |mu_a - mu_b|^2, the part that a shift of all features explains.
         covariance_term: tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
         rank_a, rank_b: numerical ranks of the covariances; below the number of features they are singular.
+        few_images: a set has no more images than features, so its covariance is singular and the distance strongly
+            biased.
     """
 
     distance: float
@@ -50,6 +52,7 @@ class FrechetTerms:
     covariance_term: float
     rank_a: int
     rank_b: int
+    few_images: bool
 
 
 def _factor(covariance: Float64[np.ndarray, "d d"], what: str) -> Float64[np.ndarray, "d r"]:
@@ -77,9 +80,6 @@ def frechet_terms(a: Statistics, b: Statistics) -> FrechetTerms:
     Raises:
         UserError: the dimensions, or the feature networks that the statistics record, differ.
 
-    Warns:
-        FewImagesWarning: a set has no more images than features.
-
     Reference: Dowson and Landau 1982.
     """
     if a.num_features != b.num_features:
@@ -90,13 +90,6 @@ def frechet_terms(a: Statistics, b: Statistics) -> FrechetTerms:
     if None not in networks and networks[0] != networks[1]:
         names = " and ".join(f"{s.record.get('features')} {str(s.record['features_sha256'])[:12]}" for s in (a, b))
         raise UserError(f"statistics of different feature networks do not compare ({names}); compute both with one")
-    fewest = min(a.num, b.num)
-    if fewest <= a.num_features:
-        warnings.warn(
-            f"{fewest} images for {a.num_features} features: singular covariance, strongly biased distance",
-            FewImagesWarning,
-            stacklevel=2,
-        )
     factor_a, factor_b = _factor(a.covariance, "the first set"), _factor(b.covariance, "the second set")
     overlap = (
         float(np.linalg.svd(factor_a.T @ factor_b, compute_uv=False).sum()) if factor_a.size and factor_b.size else 0.0
@@ -110,9 +103,21 @@ def frechet_terms(a: Statistics, b: Statistics) -> FrechetTerms:
         covariance_term=covariance_term,
         rank_a=factor_a.shape[1],
         rank_b=factor_b.shape[1],
+        few_images=min(a.num, b.num) <= a.num_features,
     )
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """The Fréchet distance |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) alone; see `frechet_terms`."""
-    return frechet_terms(a, b).distance
+    """The Fréchet distance |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) alone; see `frechet_terms`.
+
+    Warns:
+        FewImagesWarning: a set has no more images than features.
+    """
+    terms = frechet_terms(a, b)
+    if terms.few_images:
+        warnings.warn(
+            f"{min(a.num, b.num)} images for {a.num_features} features: singular covariance, strongly biased distance",
+            FewImagesWarning,
+            stacklevel=2,
+        )
+    return terms.distance

@@ -38,7 +38,7 @@ ROOT = (0.0030, 0.0325)
 SCALE = (1.3136, 1.3844)
 
 # Points whose intermediate values (one number per point and branch) stay in a core's second-level cache.
-_CHUNK = 256
+_CHUNK = 512
 
 
 class _Constants(NamedTuple):

@@ -69,6 +69,7 @@ class NetworkConfig:
     logvar_channels: int = 128
 
     def __post_init__(self) -> None:
+        _widen(self)
         for name in ("model_channels", "num_blocks", "channels_per_head", "logvar_channels", "sigma_data"):
             _require(getattr(self, name) > 0, f"network.{name}", getattr(self, name), "positive")
         for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
@@ -149,6 +150,7 @@ class TrainConfig:
     max_nonfinite_steps: int = 100
 
     def __post_init__(self) -> None:
+        _widen(self)
         for name in ("num_images", "batch_size", "learning_rate", "ref_batches", "eps", "p_std"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         for name in ("num_snapshots", "log_images", "max_nonfinite_steps"):
@@ -228,6 +230,14 @@ def apply_overrides(config: TrainConfig, settings: Iterable[str]) -> TrainConfig
     if inner:
         outer["network"] = replace(config.network, **inner)
     return replace(config, **outer)
+
+
+def _widen(config: Any) -> None:
+    """Store 1 as 1.0 in fields of type float, so that equal configurations have equal JSON and hashes."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if (hint is float or float in typing.get_args(hint)) and type(value) is int:
+            object.__setattr__(config, name, float(value))
 
 
 def _require(holds: bool, name: str, value: Any, must_be: str) -> None:

@@ -1,6 +1,6 @@
 """The run folder: what a training run leaves, and how it is found again in any state that a kill can leave.
 
-    config.json                              configuration, the data's fingerprint, the network's and the encoder's options
+    config.json                              the configuration, the data's fingerprint, network and encoder in full
     log.jsonl                                one record per `log_images` images
     snapshots/NNNNNNNNNNN-STD3.safetensors   both averages at the scheduled times
     checkpoints/NNNNNNNNNNN.safetensors      the latest two resume states
@@ -108,9 +108,12 @@ class RunFolder:
             raise UserError(
                 f"{self.path} has a manifest.json but no config.json; restore it or choose another output folder"
             )
-        write_json(self.path / "config.json", content)
-        self.manifest.commit(self.path / "config.json")
         self.content = content
+        file = self.path / "config.json"
+        if file.exists() and read_json(file) == content and "config.json" in self.manifest.names():
+            return
+        write_json(file, content)
+        self.manifest.commit(file)
 
     def _check_same(self, config: TrainConfig, content: dict[str, Any]) -> None:
         here, known = read_run(self.path)
@@ -121,9 +124,13 @@ class RunFolder:
                 f"{self.path} holds a run with other options (there, now): {'; '.join(different)}; {remedy}"
             )
         if known["data"].get("fingerprint") != content["data"]["fingerprint"]:
-            names = f"{known['data'].get('name')}, {content['data']['name']}"
+            sets = [
+                f"{d.get('name')} with fingerprint {str(d.get('fingerprint'))[:12]}"
+                for d in (known["data"], content["data"])
+            ]
             raise UserError(
-                f"{self.path} holds a run on other data (there, now): {names}; give the same data, or another --out"
+                f"{self.path} holds a run on other data (there, now): {', '.join(sets)}; "
+                "give the same data, or another --out"
             )
         for part in ("network", "encoder"):
             if known.get(part) != content[part]:
@@ -137,7 +144,7 @@ class RunFolder:
         reached = state[1].num_images if state else 0
         records = read_json_lines(self.path / _JOURNAL)
         kept = [record for record in records if record["images"] <= reached]
-        if (self.path / _JOURNAL).exists():
+        if len(kept) < len(records):
             write_text(self.path / _JOURNAL, "".join(json.dumps(record) + "\n" for record in kept))
         return state
 

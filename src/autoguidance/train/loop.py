@@ -207,9 +207,9 @@ def _go(
 def _warn_or_stop(config: TrainConfig, folder: RunFolder, counters: Progress, in_a_row: int) -> None:
     if in_a_row >= config.max_nonfinite_steps:
         raise UserError(
-            f"training in {folder.path} stopped at {counters.num_images} images: the loss or gradient was not finite in "
-            f"{in_a_row} steps in a row; the last good state is kept. Start another --out with a lower learning_rate "
-            f"(now {config.learning_rate}) or dtype bfloat16 or float32 (now {config.dtype})"
+            f"training in {folder.path} stopped at {counters.num_images} images: the loss or gradient was not "
+            f"finite in {in_a_row} steps in a row; the last good state is kept. Start another --out with a lower "
+            f"learning_rate (now {config.learning_rate}) or dtype bfloat16 or float32 (now {config.dtype})"
         )
     if in_a_row == 1:
         logger.warning("loss or gradient not finite at %d images: step skipped, weights unchanged", counters.num_images)

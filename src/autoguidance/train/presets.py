@@ -15,14 +15,12 @@ of the images with the same preset: the ramp-up of the small family ends after 5
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from autoguidance.data.encoders import default_encoder
 from autoguidance.data.source import ImageSource
 from autoguidance.errors import UserError
 from autoguidance.train.config import NetworkConfig, TrainConfig, apply_overrides
-
-EncoderName = Literal["auto", "pixels", "unshuffle2", "unshuffle4"]
 
 _FACTORS: dict[str, int] = {"pixels": 1, "unshuffle2": 2, "unshuffle4": 4}
 
@@ -161,7 +159,7 @@ def resolve(
     name: str | None,
     source: ImageSource,
     *,
-    encoder: EncoderName = "auto",
+    encoder: str = "auto",
     overrides: Iterable[str] = (),
     on_gpu: bool = False,
     **changes: Any,
@@ -189,7 +187,7 @@ def resolve(
     return apply_overrides(config, overrides)
 
 
-def fit_to_images(preset: Preset, source: ImageSource, encoder: EncoderName = "auto") -> TrainConfig:
+def fit_to_images(preset: Preset, source: ImageSource, encoder: str = "auto") -> TrainConfig:
     """The preset's configuration with encoder and levels for these images."""
     if not preset.adapts:
         return _fit_published(preset, source)

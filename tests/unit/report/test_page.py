@@ -274,8 +274,22 @@ def test_damaged_images_are_named(make_run, tmp_path):
     assert str(file) in refused(folder, tmp_path / "r.html")
     np.savez(file, images=np.zeros((3, 8, 8), np.uint8), seeds=np.arange(3))
     assert str(file) in refused(folder, tmp_path / "r.html")
-    np.savez(file, images=np.array([object()], dtype=object), seeds=np.arange(1))
+
+
+class Payload:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self):
+        return Path.touch, (self.victim,)
+
+
+def test_a_pickle_inside_the_images_is_never_run(make_run, tmp_path):
+    folder = make_run()
+    file, victim = folder / "images" / "cfg.npz", tmp_path / "victim"
+    np.savez(file, images=np.array([Payload(victim)], dtype=object), seeds=np.arange(1))
     assert str(file) in refused(folder, tmp_path / "r.html")
+    assert not victim.exists()
 
 
 def test_wrong_paths_are_named(make_run, tmp_path):

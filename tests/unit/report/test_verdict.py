@@ -109,8 +109,18 @@ def test_one_curve_panel_per_number_of_images(make_run):
             point["num_images"] = 250 if index % 2 else 1000
 
     panels = distance_over_weight(read_run(make_run(change=change)), "p")
-    assert ["250 images" in caption for caption, _ in panels] == [True, False]
-    assert "1000 images" in panels[1][0]
+    # 36 guided settings, taken in turns
+    assert ["18 guided settings on 250 images" in caption for caption, _ in panels] == [True, False]
+    assert "18 guided settings on 1000 images" in panels[1][0]
+
+
+def test_names_in_plots_are_not_taken_for_formulas(make_run):
+    def change(content):
+        content["rows"][0]["method"] = "a $b_1$ c"
+
+    plot = repeats_per_method(read_run(make_run(change=change)), "p")
+    assert plot is not None
+    assert ">a $b_1$ c</text>" in plot[1]
 
 
 def test_plots_carry_the_pages_colours_and_no_placeholder(make_run):

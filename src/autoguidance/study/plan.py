@@ -1,0 +1,216 @@
+"""How to spend the minutes: network sizes, images to train on, samples to measure with; from a short speed test.
+
+The time is divided into training (about half), searching and the final comparison. Training runs in parallel: the main model on one
+core; classifier, guide and unconditional model on the other. Small data has a second limit: a network that sees each image too often memorises
+it, and then there is nothing left to gain (1,797 digits: 600,000 images are far too many, 130,000 are not).
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from autoguidance.data.encoders import make_encoder
+from autoguidance.data.source import ImageSource
+from autoguidance.diffusion.loss import edm_loss
+from autoguidance.errors import UserError
+from autoguidance.models import Precond, build_model
+from autoguidance.sample import Solver
+from autoguidance.train.config import TrainConfig
+from autoguidance.train.presets import auto_preset, resolve, smaller
+
+DEFAULT_MINUTES = {"digits": 6.0}
+OTHER_MINUTES = 60.0
+MAX_PASSES = 72
+"""Most passes of the main model over the data."""
+GUIDE_SHARE = 1 / 16
+METHOD_SHARES = {"unguided": 0.07, "cfg": 0.2, "cfg+interval": 0.23, "autoguidance": 0.5}
+_LEAST_EVALUATIONS = {"unguided": 3, "cfg": 4, "cfg+interval": 4, "autoguidance": 8}
+_MOST_EVALUATIONS = {"unguided": 11, "cfg": 40, "cfg+interval": 50, "autoguidance": 80}
+_TRAIN_SHARE, _SEARCH_SHARE = 0.5, 0.6  # of the whole; of what is left after training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """What to train.
+
+    Attributes:
+        preset, guide_preset: sizes of main and of guide (and unconditional) network.
+        main_images, guide_images, unconditional_images: training lengths; 0: not trained.
+        training_rate: images/s of main in the speed test, on one process.
+        evaluation_rates: evaluations/s of the main and of the guide-sized network, on one process.
+    """
+
+    preset: str
+    guide_preset: str
+    main_images: int
+    guide_images: int
+    unconditional_images: int
+    training_rate: float
+    evaluation_rates: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurePlan:
+    """How to measure.
+
+    Attributes:
+        search_images: samples per setting while searching.
+        search_budget: settings per method.
+        num_images, repeats: samples per repeat of the final comparison, and how many repeats.
+    """
+
+    search_images: int
+    search_budget: dict[str, int]
+    num_images: int
+    repeats: int
+
+
+def training_configs(plan: TrainPlan, source: ImageSource, seed: int, *, on_gpu: bool) -> dict[str, TrainConfig]:
+    """The runs to train, by name. Each has a seed of its own, so that guide and main are independent."""
+
+    def config(preset: str, images: int, offset: int, **changes: Any) -> TrainConfig:
+        dtype = "bfloat16" if on_gpu else None
+        return resolve(preset, source, num_images=images, seed=3 * seed + offset, dtype=dtype, on_gpu=on_gpu, **changes)
+
+    configs = {
+        "main": config(plan.preset, plan.main_images, 0),
+        "guide": config(plan.guide_preset, plan.guide_images, 1, num_snapshots=8),
+    }
+    if plan.unconditional_images:
+        configs["unconditional"] = config(plan.guide_preset, plan.unconditional_images, 2, unconditional=True)
+    return configs
+
+
+def plan_training(
+    source: ImageSource,
+    minutes: float,
+    *,
+    device: torch.device,
+    preset: str | None = None,
+    seed: int = 0,
+) -> TrainPlan:
+    """Choose sizes and lengths for a budget of `minutes`; takes a few seconds of speed test.
+
+    Raises: UserError where the budget is not positive or too small to train anything.
+    """
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes {minutes}: give a positive number of minutes")
+    on_gpu = device.type == "cuda"
+    name = preset or auto_preset(source.resolution, source.channels, on_gpu=on_gpu)
+    guide_name = smaller(name)
+    probes = {}
+    for which, chosen in (("main", name), ("guide", guide_name)):
+        config = resolve(chosen, source, seed=seed, on_gpu=on_gpu)
+        probes[which] = _speed(config, source, device)
+    train_rate, main_rate = probes["main"]
+    small_train_rate, small_rate = probes["guide"]
+    # Two busy cores share caches and memory: on the machines seen each reaches about 85 % of what it does alone.
+    slowdown = 1.0 if on_gpu else 0.85
+    seconds = _TRAIN_SHARE * minutes * 60 * slowdown
+    if on_gpu:  # one after the other on one device
+        relative = 1 + (train_rate / small_train_rate) * (1 + GUIDE_SHARE)
+        fits = train_rate * seconds / relative
+    else:
+        fits = train_rate * seconds
+    most = min(int(fits), MAX_PASSES * source.num_images)
+    batch = resolve(name, source, on_gpu=on_gpu).batch_size
+    main_images = max(most // batch, 32) * batch
+    guide_images = max(round(main_images * GUIDE_SHARE / batch), 8) * batch
+    # The second core has as long as the main model takes; a third of that is kept for the classifier.
+    unconditional = main_images
+    if not on_gpu:
+        spare = main_images / train_rate * 0.67
+        unconditional = min(main_images, max(int(spare * small_train_rate - guide_images) // batch, 32) * batch)
+    return TrainPlan(
+        preset=name,
+        guide_preset=guide_name,
+        main_images=main_images,
+        guide_images=guide_images,
+        unconditional_images=unconditional if source.num_classes else 0,
+        training_rate=train_rate,
+        evaluation_rates=(main_rate, small_rate),
+    )
+
+
+def plan_measuring(
+    plan: TrainPlan, source: ImageSource, solver: Solver, seconds_left: float, *, num_processes: int, on_gpu: bool
+) -> MeasurePlan:
+    """Divide the time that is left between search and final comparison; never less than a comparison that means something."""
+    steps = 2 * solver.num_steps - 1
+    main, small = (steps / rate for rate in plan.evaluation_rates)
+    speed = num_processes * (1.0 if on_gpu else 0.85)
+    cost = {"unguided": main, "cfg": main + small, "cfg+interval": main + 0.6 * small, "autoguidance": 2 * main}
+    if not source.num_classes:
+        cost = {method: cost[method] for method in ("unguided", "autoguidance")}
+    repeats = 3
+    final_seconds = (1 - _SEARCH_SHARE) * seconds_left * speed
+    most = max(1000, min(10_000, source.num_images // 2))
+    num_images = round(min(most, max(128, final_seconds / (repeats * sum(cost.values())))))
+    search_images = max(96, min(2_000, num_images // 2))
+    search_seconds = _SEARCH_SHARE * seconds_left * speed
+    shares = {method: METHOD_SHARES[method] for method in cost}
+    while True:
+        budget = {
+            method: int(search_seconds * share / sum(shares.values()) / (search_images * cost[method]))
+            for method, share in shares.items()
+        }
+        short = any(budget[method] < 1.5 * _LEAST_EVALUATIONS[method] for method in budget)
+        if not short or search_images <= 200:
+            break
+        search_images = max(200, int(search_images * 0.8))
+    budget = {m: max(_LEAST_EVALUATIONS[m], min(_MOST_EVALUATIONS[m], count)) for m, count in budget.items()}
+    return MeasurePlan(search_images=search_images, search_budget=budget, num_images=num_images, repeats=repeats)
+
+
+def to_json(plan: TrainPlan | MeasurePlan) -> dict[str, Any]:
+    """A plan as JSON."""
+    return asdict(plan)
+
+
+def _speed(config: TrainConfig, source: ImageSource, device: torch.device) -> tuple[float, float]:
+    """(training images/s, evaluations/s) of a network on one process with one thread (on a CPU)."""
+    encoder = make_encoder(config.encoder)
+    network = config.network.keywords(
+        img_resolution=encoder.img_resolution,
+        img_channels=encoder.img_channels,
+        num_classes=source.num_classes,
+        use_fp16=False,
+    )
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model = build_model(network).to(device)
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            return _rate(model, config.batch_size, True), _rate(model, 64, False)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _rate(model: Precond, batch: int, training: bool, seconds: float = 1.0) -> float:
+    device = model.device
+    x = torch.randn(batch, model.img_channels, model.img_resolution, model.img_resolution, device=device)
+    labels = torch.zeros(batch, model.num_classes, device=device) if model.num_classes else None
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    model.train(training)
+
+    def once() -> None:
+        if training:
+            loss = edm_loss(model, x, labels, torch.randn(batch, device=device), torch.randn_like(x), p_mean=-0.4, p_std=1.0)
+            optimizer.zero_grad()
+            (loss.sum() / batch).backward()
+            optimizer.step()
+        else:
+            with torch.no_grad():
+                model(x, torch.tensor(1.0), labels)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    once()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or count < 3:
+        once()
+        count += 1
+    return count * batch / (time.perf_counter() - start)

@@ -1,0 +1,79 @@
+"""Presets fit the data they are for, and "one size smaller" is well defined."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from autoguidance.data.encoders import make_encoder
+from autoguidance.errors import UserError
+from autoguidance.models.precond import build_model
+from autoguidance.train.presets import PRESETS, auto_preset, resolve, smaller
+
+
+def _parameters(config: Any, num_classes: int) -> int:
+    encoder = make_encoder(config.encoder)
+    keywords = config.network.keywords(
+        img_resolution=encoder.img_resolution,
+        img_channels=encoder.img_channels,
+        num_classes=num_classes,
+        use_fp16=False,
+    )
+    return sum(parameter.numel() for parameter in build_model(keywords).parameters())
+
+
+@pytest.mark.parametrize("resolution", [8, 9, 12, 16, 20, 24, 27, 28, 32, 45, 48, 64])
+@pytest.mark.parametrize("encoder", ["auto", "pixels", "unshuffle2"])
+def test_small_presets_fit_every_resolution(make_blocks: Callable[..., Any], resolution: int, encoder: str) -> None:
+    source = make_blocks(num_images=4, resolution=resolution, channels=3)
+    config = resolve("nano", source, encoder=encoder)
+    images = source.read([0, 1])
+    latents = make_encoder(config.encoder).encode(images)
+    levels = len(config.network.channel_mult)
+    assert latents.shape[-1] % 2 ** (levels - 1) == 0
+    assert 2 <= latents.shape[-1] >> (levels - 1) <= 8
+    assert _parameters(config, source.num_classes) > 0
+    assert bool((make_encoder(config.encoder).decode(latents) == images).all())
+
+
+def test_automatic_presets_are_those_of_the_trials(make_blocks: Callable[..., Any]) -> None:
+    ten = tuple("0123456789")
+    digits = resolve(None, make_blocks(resolution=8, class_names=ten))
+    assert (digits.preset, _parameters(digits, 10)) == ("tiny", 181_115)
+    fashion = resolve("auto", make_blocks(resolution=28, class_names=ten))
+    assert fashion.encoder == {"name": "unshuffle", "factor": 4, "channels": 1, "resolution": 28, "padding": 2}
+    assert (fashion.preset, _parameters(fashion, 10)) == ("base", 1_637_371)
+    assert auto_preset(28, on_gpu=True) == "large"
+    with pytest.raises(UserError, match="--resolution 64"):
+        auto_preset(128)
+
+
+def test_smaller_goes_down_one_size_within_the_family() -> None:
+    assert smaller("base") == "small"
+    assert smaller("edm2-img512-s") == "edm2-img512-xs"
+    assert smaller("edm2-img64-xl") == "edm2-img64-l"
+    for lowest in ("nano", "edm2-img64-xs", "edm2-img512-xxs"):
+        with pytest.raises(UserError, match="smallest"):
+            smaller(lowest)
+    channels = [preset.config.network.model_channels for preset in PRESETS.values() if preset.family == "small"]
+    assert channels == sorted(set(channels))
+
+
+def test_published_presets_are_those_of_the_paper(make_blocks: Callable[..., Any]) -> None:
+    config = resolve("edm2-img64-m", make_blocks(resolution=64, channels=3))
+    network = config.network
+    assert (network.model_channels, config.learning_rate, network.dropout, config.batch_size) == (256, 0.009, 0.1, 2048)
+    assert (config.p_mean, config.p_std, config.ref_batches, config.num_images) == (-0.8, 1.6, 35_000, 2048 * 2**20)
+    assert PRESETS["edm2-img512-xxl"].config.num_images == 896 * 2**20
+    with pytest.raises(UserError, match="--resolution 64"):
+        resolve("edm2-img64-s", make_blocks(resolution=32))
+
+
+def test_changes_win_over_the_preset_and_overrides_over_changes(make_blocks: Callable[..., Any]) -> None:
+    config = resolve("nano", make_blocks(), overrides=["seed=5"], num_images=123, seed=4, batch_size=None)
+    assert (config.num_images, config.seed, config.batch_size) == (123, 5, PRESETS["nano"].config.batch_size)
+    assert resolve("nano", make_blocks(class_names=())).unconditional
+    with pytest.raises(UserError, match="choose one of tiny"):
+        resolve("tinny", make_blocks())
+    with pytest.raises(UserError, match="no encoder"):
+        resolve("nano", make_blocks(), encoder="vae")
