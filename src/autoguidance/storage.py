@@ -1,9 +1,10 @@
 """Files that are either whole or absent: atomic writes, hashes, journals, the run folder's manifest.
 
-Problem: a process may be killed, or the disk may fill, at any instruction; and a reader may look at any time. So a file
-is written under a temporary name in the same folder, flushed to the disk, and renamed; a rename is atomic within a file
-system. A journal (`*.jsonl`) grows by whole lines; a torn last line, which a killed writer leaves, is dropped on reading and
-on the next append. A folder's `manifest.json` lists what was committed, with SHA-256: a file that is not in it does not exist.
+Problem: a process may be killed, or the disk may fill, at any instruction; and a reader may look at any time. So a
+file is written under a temporary name in the same folder, flushed to the disk, and renamed; a rename is atomic within
+a file system. A journal (`*.jsonl`) grows by whole lines; a torn last line, which a killed writer leaves, is dropped
+on reading and on the next append. A folder's `manifest.json` lists what was committed, with SHA-256: a file that is
+not in it does not exist.
 """
 
 import hashlib

@@ -63,7 +63,8 @@ def test_sees_a_change_and_keeps_no_graph(network, images):
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 9, 9).byte(), torch.zeros(2, 2, 8, 8).byte(), torch.zeros(8, 8).byte()]
+    "bad",
+    [torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 9, 9).byte(), torch.zeros(2, 2, 8, 8).byte(), torch.zeros(8, 8).byte()],
 )
 def test_wrong_images_are_refused(network, bad):
     with pytest.raises(UserError, match="takes"):

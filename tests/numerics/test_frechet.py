@@ -33,7 +33,9 @@ def test_golden(golden):
 
 def test_one_dimension():
     # N(m, s^2): (m1 - m2)^2 + (s1 - s2)^2.
-    assert frechet_distance(gaussian([1.0], [[4.0]]), gaussian([-2.0], [[0.25]])) == pytest.approx(9 + 1.5**2, abs=1e-12)
+    assert frechet_distance(gaussian([1.0], [[4.0]]), gaussian([-2.0], [[0.25]])) == pytest.approx(
+        9 + 1.5**2, abs=1e-12
+    )
 
 
 def test_commuting_covariances():
@@ -118,7 +120,9 @@ def test_warns_when_the_covariance_must_be_singular():
 def test_refuses_other_dimensions_and_other_networks():
     with pytest.raises(UserError, match="2 and 3 features"):
         frechet_distance(gaussian([0, 0], np.eye(2)), gaussian([0, 0, 0], np.eye(3)))
-    a, b = (Statistics(np.zeros(2), np.eye(2), 9, {"features": "classifier", "features_sha256": h}) for h in ("aa", "bb"))
+    a, b = (
+        Statistics(np.zeros(2), np.eye(2), 9, {"features": "classifier", "features_sha256": h}) for h in ("aa", "bb")
+    )
     with pytest.raises(UserError, match="different feature networks.*aa.*bb"):
         frechet_distance(a, b)
     with pytest.raises(UserError, match="negative eigenvalue"):

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Any other exception is a bug and shows its traceback.
     """
-    import click
+    import typer
 
     from autoguidance.cli.common import app
     from autoguidance.errors import UserError
@@ -26,15 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     try:
-        result = app(args=None if arguments is None else list(arguments), prog_name="autoguidance", standalone_mode=False)
+        result = app(
+            args=None if arguments is None else list(arguments), prog_name="autoguidance", standalone_mode=False
+        )
     except UserError as error:
         return fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)  # noqa: T201
-        return 2
-    except click.ClickException as error:
+    except typer.TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `autoguidance` alone: the message is the help
+            print(error.format_message(), file=sys.stderr)  # noqa: T201
+            return 2
         return fail(f"{' '.join(error.format_message().split())} (see --help)")
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("autoguidance: interrupted; the same command continues", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:  # e.g. `autoguidance ... | head`

@@ -26,7 +26,9 @@ errors = Console(stderr=True, highlight=False)
 
 
 def _figures(figures: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
+    )
 
 
 @contextmanager

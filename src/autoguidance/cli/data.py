@@ -11,6 +11,7 @@ data_app = typer.Typer(
     name="data",
     help="Look at sets of images.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -23,7 +23,9 @@ def generate(
     cfg_weight: o.CfgWeightOption = None,
     interval: o.IntervalOption = None,
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-63,70; image k depends on seed k alone.")] = "0-15",
-    classes: Annotated[str, typer.Option(help="random, balanced, or a list such as 3,5-7 (taken in turn by seed).")] = "random",
+    classes: Annotated[
+        str, typer.Option(help="random, balanced, or a list such as 3,5-7 (taken in turn by seed).")
+    ] = "random",
     solver: o.SolverOption = None,
     steps: o.StepsOption = None,
     sigma_min: o.SigmaMinOption = None,
@@ -31,10 +33,14 @@ def generate(
     rho: o.RhoOption = None,
     churn: o.ChurnOption = None,
     batch: Annotated[int, typer.Option(help="Images finished at a time; changes memory, never the result.")] = 64,
-    image_format: Annotated[str, typer.Option("--format", help="png or npz (with seeds, classes and raw latents).")] = "png",
+    image_format: Annotated[
+        str, typer.Option("--format", help="png or npz (with seeds, classes and raw latents).")
+    ] = "png",
     device: o.DeviceOption = "auto",
     dtype: o.DtypeOption = None,
-    noise_device: Annotated[str, typer.Option(help="Where noise is drawn; cpu makes it the same on every device.")] = "cpu",
+    noise_device: Annotated[
+        str, typer.Option(help="Where noise is drawn; cpu makes it the same on every device.")
+    ] = "cpu",
 ) -> None:
     """Draw images from a model or a guided pair."""
     import torch

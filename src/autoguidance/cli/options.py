@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from autoguidance.zoo import Pair
 
 PairOption = Annotated[Path | None, typer.Option("--pair", help="pair.json (or its folder), as made by run.")]
-MainOption = Annotated[str | None, typer.Option("--main", help="Main model: FILE.safetensors, RUN, RUN@0.070 or RUN@0.070:8Mi.")]
+MainOption = Annotated[
+    str | None, typer.Option("--main", help="Main model: FILE.safetensors, RUN, RUN@0.070 or RUN@0.070:8Mi.")
+]
 GuideOption = Annotated[str | None, typer.Option("--guide", help="Its bad version (autoguidance).")]
 WeightOption = Annotated[float | None, typer.Option("--weight", help="Autoguidance weight w; 1 is off.")]
-UnconditionalOption = Annotated[str | None, typer.Option("--unconditional", help="Unconditional model (classifier-free guidance).")]
+UnconditionalOption = Annotated[
+    str | None, typer.Option("--unconditional", help="Unconditional model (classifier-free guidance).")
+]
 CfgWeightOption = Annotated[float | None, typer.Option("--cfg-weight", help="Classifier-free weight; 1 is off.")]
 IntervalOption = Annotated[str | None, typer.Option("--interval", help="LO,HI: guide only while LO < sigma <= HI.")]
 SolverOption = Annotated[str | None, typer.Option("--solver", help="heun or euler.")]
@@ -50,7 +54,9 @@ def parse_dtype(text: str | None, device: "torch.device") -> "torch.dtype | None
     if text not in known:
         raise UserError(f"--dtype {text!r}: choose one of {', '.join(known)}")
     if text == "float16" and device.type == "cpu":
-        raise UserError("--dtype float16 needs a GPU (on a CPU it is far slower than float32); choose float32 or bfloat16")
+        raise UserError(
+            "--dtype float16 needs a GPU (on a CPU it is far slower than float32); choose float32 or bfloat16"
+        )
     return known[text]
 
 
@@ -95,11 +101,11 @@ def build_pair(
     if interval is not None:
         changes["interval"] = tuple(parse_numbers(interval, "--interval", 2))
     base = spec.solver or Heun()
-    settings = {k: v for k, v in vars(base).items()}
+    settings = dict(vars(base))
     given = {"num_steps": steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     settings.update({k: v for k, v in given.items() if v is not None})
     if churn is not None:
         numbers = parse_numbers(churn, "--churn", 4)
         settings.update(zip(("churn", "churn_min", "churn_max", "churn_noise"), numbers, strict=True))
     changes["solver"] = make_solver(solver or base.name, **settings)
-    return replace(spec, **changes)  # type: ignore[arg-type]
+    return replace(spec, **changes)

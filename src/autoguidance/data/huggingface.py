@@ -6,8 +6,11 @@ hold. Labels come from the ClassLabel column, or an integer column named as in a
 repository is never run.
 """
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +81,8 @@ def _load(name: str) -> "Dataset":
         if name.startswith(PREFIX):
             repository, _, split = name.removeprefix(PREFIX).partition(":")
             parts = repository.split("/", 2)
-            loaded = datasets.load_dataset("/".join(parts[:2]), parts[2] if len(parts) == 3 else None)
+            with _quiet_hub():
+                loaded = datasets.load_dataset("/".join(parts[:2]), parts[2] if len(parts) == 3 else None)
         else:
             loaded = _load_local(Path(name).resolve())
     except (
@@ -95,6 +99,18 @@ def _load(name: str) -> "Dataset":
     if wanted not in splits:
         raise UserError(f"{name} has no split {wanted!r} but {', '.join(splits)}; name one as {PREFIX}owner/name:split")
     return loaded[wanted]
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from printing a line for every attempt; the error at the end says enough."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load_local(path: Path) -> Any:

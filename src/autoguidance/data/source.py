@@ -12,6 +12,7 @@ a Hugging Face dataset.
 import hashlib
 import json
 import os
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -259,7 +260,8 @@ class DecodedSource:
         """The chosen images. Raises UserError where an index is out of range or a file changed after the check."""
         chosen = _checked_indices(indices, self.num_images)
         images = np.empty((len(chosen), self.channels, self.resolution, self.resolution), dtype=np.uint8)
-        with ThreadPoolExecutor(parallel_workers()) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(parallel_workers()) as pool:
+            warnings.simplefilter("ignore")  # Pillow's, about odd metadata
             for row, image in enumerate(pool.map(self._read_one, chosen.tolist())):
                 images[row] = planes(image, self.channels)
         return torch.from_numpy(images)

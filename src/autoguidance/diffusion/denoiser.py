@@ -1,10 +1,11 @@
 """The one idea that carries everything: a denoiser is a function D(x; sigma, labels) -> denoised.
 
-Notation: clean images (or latents) y [N, C, H, W] with standard deviation sigma_data; x = y + sigma * n with n ~ N(0, I); the ideal
-denoiser is D(x; sigma) = E[y | x]. The score is (D(x; sigma) - x) / sigma^2. A guided pair is built from denoisers and is one
-itself, so a sampler never knows whether it runs one network, two, or three.
+Notation: clean images (or latents) y [N, C, H, W] with standard deviation sigma_data; x = y + sigma * n with n ~ N(0,
+I); the ideal denoiser is D(x; sigma) = E[y | x]. The score is (D(x; sigma) - x) / sigma^2. A guided pair is built
+from denoisers and is one itself, so a sampler never knows whether it runs one network, two, or three.
 
-Reference: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, Eq. 2-3.
+Reference: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364,
+Eq. 2-3.
 """
 
 from typing import Any, Protocol, runtime_checkable

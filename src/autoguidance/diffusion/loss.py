@@ -4,8 +4,8 @@ For clean y [N, C, H, W], noise level sigma = exp(P_mean + P_std z) with z ~ N(0
 
     loss = lambda(sigma) / exp(u(sigma)) * (D(y + sigma n; sigma) - y)^2 + u(sigma),   lambda = (sigma^2 + sd^2) / (sigma sd)^2
 
-per element. u is the network's own estimate of the log of the first term's expectation, so that every noise level has the same weight
-in the gradient. A step goes down the gradient of loss.sum() / batch.
+per element. u is the network's own estimate of the log of the first term's expectation, so that every noise level has
+the same weight in the gradient. A step goes down the gradient of loss.sum() / batch.
 
 Reference: Karras et al. 2022, arXiv 2206.00364, Eq. 8; Karras et al. 2024, arXiv 2312.02696, Eq. 14-15 and 21.
 """

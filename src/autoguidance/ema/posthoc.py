@@ -1,7 +1,8 @@
 """Post-hoc EMA: any width of a power-function average, after training, from a few stored ones.
 
-Each stored average is a known weighting (profile) of the whole training trajectory. The wanted profile is approximated in the least
-squares sense by a linear combination of the stored profiles, and the same combination of the stored weights is the reconstruction:
+Each stored average is a known weighting (profile) of the whole training trajectory. The wanted profile is
+approximated in the least squares sense by a linear combination of the stored profiles, and the same combination of
+the stored weights is the reconstruction:
 
     <a, b> = (e_a + 1)(e_b + 1) (t_a / t_b)^q / ((e_a + e_b + 1) max(t_a, t_b)),  q = e_b if t_a < t_b else -e_a        (Eq. 151)
     A = <stored, stored>, B = <stored, wanted>, X = A^-1 B, columns divided by their sum                          (Algorithm 3)
@@ -19,7 +20,7 @@ from torch import Tensor
 from autoguidance.ema.power import std_to_exponent
 from autoguidance.errors import UserError
 
-Profile = tuple[float, float]
+Profile = tuple[int, float]
 """(end time t in images, relative width std)."""
 
 

@@ -1,8 +1,9 @@
 """Power-function averages of network weights.
 
 Problem: an exponential average has a fixed memory; the best memory grows with training time. The average with profile
-p(tau) ~ tau^exponent over [0, t] has a memory proportional to t. Its relative width (standard deviation over t) names it:
-ema_std = 0.050 means that the profile's standard deviation is 5 % of the training so far. t counts training images.
+p(tau) ~ tau^exponent over [0, t] has a memory proportional to t. Its relative width (standard deviation over t) names
+it: ema_std = 0.050 means that the profile's standard deviation is 5 % of the training so far. t counts training
+images.
 
     std(exponent) = sqrt((exponent + 1) / ((exponent + 2)^2 (exponent + 3)))                   (Eq. 123)
     beta = (1 - dt / t)^(exponent + 1);   ema += (1 - beta) (net - ema)   after a step from t - dt to t   (Eq. 127)
@@ -68,16 +69,23 @@ class PowerEMA:
         current = [parameter.detach() for parameter in self._parameters.values()]
         for std in self.stds:
             beta = (1 - batch_size / num_images) ** (self._exponents[std] + 1)
-            torch._foreach_lerp_(list(self._averages[std].values()), current, 1 - beta)
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                list(self._averages[std].values()), current, 1 - beta
+            )
 
     def averages(self) -> dict[float, dict[str, Tensor]]:
         """Per width a complete state dict: averaged parameters, current buffers. Tensors are live; copy to keep them."""
         state = self._net.state_dict()
-        return {std: {name: average.get(name, state[name]) for name in state} for std, average in self._averages.items()}
+        return {
+            std: {name: average[name] if name in average else value for name, value in state.items()}
+            for std, average in self._averages.items()
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat mapping `STD/parameter` -> average, for checkpoints."""
-        return {f"{std:.3f}/{name}": value for std, average in self._averages.items() for name, value in average.items()}
+        return {
+            f"{std:.3f}/{name}": value for std, average in self._averages.items() for name, value in average.items()
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -231,8 +230,8 @@ def load_classifier(path: Path | str, device: torch.device | str = "cpu") -> Cla
             f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a stored classifier (*.safetensors)"
         )
     try:
-        # Not `safe_open`: it maps the file, and a file that is replaced in place later would kill the process. The bytes
-        # that are hashed are also the ones that are used.
+        # Not `safe_open`: it maps the file, and the process dies of a bus error if the file is cut off in place later.
+        # And so the bytes that are hashed are the ones that are used.
         content = path.read_bytes()
         weights = {name: tensor.clone() for name, tensor in safetensors.torch.load(content).items()}
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

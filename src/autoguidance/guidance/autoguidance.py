@@ -2,8 +2,9 @@
 
     D_w(x; sigma, c) = D_guide + w (D_main - D_guide)                                            (Eq. 3)
 
-The guide has the same task, data and condition, but is smaller and/or trained for less time. It makes the same kinds of errors, only
-stronger, so the difference points towards better samples and vanishes where the two agree; variety is kept.
+The guide has the same task, data and condition, but is smaller and/or trained for less time. It makes the same kinds
+of errors, only stronger, so the difference points towards better samples and vanishes where the two agree; variety is
+kept.
 
 Reference: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv 2406.02507.
 """

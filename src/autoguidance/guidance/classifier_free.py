@@ -37,7 +37,9 @@ class ClassifierFree(Guided):
     ) -> None:
         super().__init__(main, interval)
         if main.num_classes == 0:
-            raise UserError("classifier-free guidance needs a class-conditional main model; use autoguidance for this one")
+            raise UserError(
+                "classifier-free guidance needs a class-conditional main model; use autoguidance for this one"
+            )
         if unconditional is not None:
             require_compatible(main, unconditional, same_classes=False, role="unconditional model")
             if unconditional.num_classes:

@@ -1,7 +1,8 @@
-"""What every guided pair shares: it looks like its main model, its parts fit together, and guidance may be limited to an interval.
+"""What every guided pair shares: it looks like its main model, its parts fit together, and guidance may be limited to
+an interval.
 
-Limited interval: guidance acts only while sigma_lo < sigma <= sigma_hi; elsewhere the result is the main model's bitwise and no
-guide is evaluated. The test is on the sigma that D receives.
+Limited interval: guidance acts only while sigma_lo < sigma <= sigma_hi; elsewhere the result is the main model's
+bitwise and no guide is evaluated. The test is on the sigma that D receives.
 
 Reference for the interval: Kynkäänniemi et al. 2024, arXiv 2404.07724.
 """
@@ -24,7 +25,9 @@ MAX_WEIGHT = 100.0
 def check_weight(weight: float) -> float:
     """A guidance weight in [0, MAX_WEIGHT]; 1 is off. Raises UserError otherwise."""
     if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
-        raise UserError(f"guidance weight {weight} is out of range; choose one in [0, {MAX_WEIGHT:g}] (1 is off, 1.05 to 4 is usual)")
+        raise UserError(
+            f"guidance weight {weight} is out of range; choose one in [0, {MAX_WEIGHT:g}] (1 is off, 1.05 to 4 is usual)"
+        )
     return float(weight)
 
 

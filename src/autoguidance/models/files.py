@@ -1,7 +1,8 @@
 """Model files: weights plus everything needed to use and to trace them, in one safetensors file. Never a pickle.
 
-The metadata entry `autoguidance` holds JSON: format version, architecture and its configuration, encoder, class names, number of images
-seen, EMA width, licence, provenance (configuration hash, data fingerprint, code version). Reading it runs no code.
+The metadata entry `autoguidance` holds JSON: format version, architecture and its configuration, encoder, class
+names, number of images seen, EMA width, licence, provenance (configuration hash, data fingerprint, code version).
+Reading it runs no code.
 """
 
 import json
@@ -48,7 +49,9 @@ class ModelInfo:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save_model(path: Path | str, weights: Mapping[str, Tensor], info: ModelInfo, dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    path: Path | str, weights: Mapping[str, Tensor], info: ModelInfo, dtype: torch.dtype = torch.float32
+) -> None:
     """Write a model file atomically; floating-point weights are stored as `dtype`."""
     content = json.dumps({"format_version": FORMAT_VERSION, **asdict(info)}, allow_nan=False)
     tensors = {
@@ -64,11 +67,15 @@ def save_model(path: Path | str, weights: Mapping[str, Tensor], info: ModelInfo,
 
 def _open(path: Path) -> Any:
     if path.is_dir() or not path.exists():
-        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a model file (*.safetensors)")
+        raise UserError(
+            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a model file (*.safetensors)"
+        )
     try:
         return safe_open(str(path), "pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); it may be cut off or damaged: restore it") from None
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); it may be cut off or damaged: restore it"
+        ) from None
 
 
 def read_model_info(path: Path | str) -> ModelInfo:
@@ -87,7 +94,9 @@ def read_model_info(path: Path | str) -> ModelInfo:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its metadata is damaged or of another program; restore it from a copy") from None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}; update autoguidance")
+        raise UserError(
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; update autoguidance"
+        )
     if info.architecture != ARCHITECTURE or not named:
         raise UserError(f"{path} holds the architecture {info.architecture!r}; only {ARCHITECTURE!r} is known")
     return info
@@ -130,10 +139,14 @@ def assemble_model(
     given = {name: tensor.shape for name, tensor in weights.items()}
     if wanted != given:
         names = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-        raise UserError(f"{source}: weights do not fit the configuration ({len(names)} differ, first {names[0]}); restore the file")
+        raise UserError(
+            f"{source}: weights do not fit the configuration ({len(names)} differ, first {names[0]}); restore the file"
+        )
     for name, tensor in weights.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{source}: {name} holds values that are not finite; the file is damaged or its training diverged")
+            raise UserError(
+                f"{source}: {name} holds values that are not finite; the file is damaged or its training diverged"
+            )
     state = {name: tensor.to(device, torch.float32) for name, tensor in weights.items()}
     model.load_state_dict(state, assign=True)
     model.body_dtype = dtype

@@ -1,11 +1,12 @@
 """Magnitude-preserving layers: every operation keeps the expected magnitude of its activations at 1.
 
-Problem: in an ordinary U-Net activations and weights grow during training without bound, so the effective learning rate decays in an
-uncontrolled way. Here weights have unit norm by construction and every operation is divided by the growth it would cause, for inputs of
-unit variance. Shapes: activations [N, C, H, W] or vectors [N, C]; weights [out, in, kh, kw] or [out, in].
+Problem: in an ordinary U-Net activations and weights grow during training without bound, so the effective learning
+rate decays in an uncontrolled way. Here weights have unit norm by construction and every operation is divided by the
+growth it would cause, for inputs of unit variance. Shapes: activations [N, C, H, W] or vectors [N, C]; weights [out,
+in, kh, kw] or [out, in].
 
-Reference: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696; the equation
-numbers below are that paper's.
+Reference: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696;
+the equation numbers below are that paper's.
 """
 
 import math
@@ -16,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def normalize(x: Float[Tensor, "..."], dim: Sequence[int] | int | None = None, eps: float = 1e-4) -> Float[Tensor, "..."]:
+def normalize(
+    x: Float[Tensor, "..."], dim: Sequence[int] | int | None = None, eps: float = 1e-4
+) -> Float[Tensor, "..."]:
     """Scale slices of x to unit root mean square: x / (eps + ||x||_2 * sqrt(num_norms / num_elements))  (Eq. 47, 66).
 
     Args:
@@ -52,7 +55,9 @@ def mp_cat(
     return torch.cat([a * (scale / math.sqrt(num_a) * (1 - t)), b * (scale / math.sqrt(num_b) * t)], dim=1)
 
 
-def resample(x: Float[Tensor, "N C H W"], kernel: Sequence[float] = (1, 1), mode: str = "keep") -> Float[Tensor, "N C h w"]:
+def resample(
+    x: Float[Tensor, "N C H W"], kernel: Sequence[float] = (1, 1), mode: str = "keep"
+) -> Float[Tensor, "N C h w"]:
     """Halve ("down"), double ("up") or keep the resolution with a separable filter of even length.
 
     Args:

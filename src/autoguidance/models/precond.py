@@ -2,7 +2,8 @@
 
     D(x; sigma, labels) = c_skip x + c_out F(c_in x; c_noise, labels)
 
-with x [N, C, H, W], sigma [N], one-hot labels [N, num_classes]. The body may run in half precision; preconditioning is float32.
+with x [N, C, H, W], sigma [N], one-hot labels [N, num_classes]. The body may run in half precision; preconditioning
+is float32.
 
 Reference: Karras et al. 2022, arXiv 2206.00364, Eq. 7 and Table 1; Karras et al. 2024, arXiv 2312.02696, Section 2.
 """

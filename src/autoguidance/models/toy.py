@@ -1,16 +1,18 @@
 """The toy's network: a multi-layer perceptron whose output is a log-density, and whose gradient is the score.
 
-Problem: to look at what a score model has learned, its implied density must be known. So the network gives an unnormalized log-density
-G(x; sigma) of points x [N, 2], and the score is its exact gradient. With z = x / sqrt(sigma^2 + sigma_data^2):
+Problem: to look at what a score model has learned, its implied density must be known. So the network gives an
+unnormalized log-density G(x; sigma) of points x [N, 2], and the score is its exact gradient. With z = x /
+sqrt(sigma^2 + sigma_data^2):
 
     G = gain * mean_i(F_i^2) / sigma - |z|^2 / 2,    F = MLP([z_1, z_2, ln(sigma)/4, 1])
     score = grad_x G,    D(x; sigma) = x + sigma^2 score
 
-With gain = 0, where training starts, G is a Gaussian of the data's width. The layers preserve magnitudes, so that main model and guide
-train at the same rate whatever their width.
+With gain = 0, where training starts, G is a Gaussian of the data's width. The layers preserve magnitudes, so that
+main model and guide train at the same rate whatever their width.
 
-Training needs the gradient of a gradient. `_InputGradient` writes both out: backpropagation to the input, and for its derivative one
-sweep of tangents forwards and one of adjoints backwards; half the time of automatic double differentiation, same numbers.
+Training needs the gradient of a gradient. `_InputGradient` writes both out: backpropagation to the input, and for its
+derivative one sweep of tangents forwards and one of adjoints backwards; half the time of automatic double
+differentiation, same numbers.
 
 Reference: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv 2406.02507, Appendix C.
 """
@@ -69,7 +71,9 @@ class _InputGradient(torch.autograd.Function):
             u = q * slope
             pulled.append(q)
             adjoints.append(u)
-        ctx.save_for_backward(z, coefficient, a, *weights, *gates, *hidden, *slopes, *reversed(pulled), *reversed(adjoints))
+        ctx.save_for_backward(
+            z, coefficient, a, *weights, *gates, *hidden, *slopes, *reversed(pulled), *reversed(adjoints)
+        )
         return u @ weights[0][:, :2]
 
     @staticmethod

@@ -2,8 +2,8 @@
 
     F(x [N, C, H, W]; noise [N], labels [N, label_dim]) -> [N, C, H, W]
 
-An encoder over halving resolutions stores every output; a decoder goes back up and joins each with `mp_cat`. Parameter names and
-shapes are those of the published checkpoints, so that they load.
+An encoder over halving resolutions stores every output; a decoder goes back up and joins each with `mp_cat`.
+Parameter names and shapes are those of the published checkpoints, so that they load.
 
 Reference: Karras et al. 2024, arXiv 2312.02696, Section 2 and Appendix B (config G).
 """

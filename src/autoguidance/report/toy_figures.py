@@ -1,13 +1,15 @@
-"""The toy's pictures: what each way of sampling does (Figure 1), why (Figure 2), and at which noise levels (Figure 9).
+"""The toy's pictures: what each way of sampling does (Figure 1), why (Figure 2), and at which noise levels (Figure
+9).
 
-Problem: the same pictures must be readable on a page and on a projector, and show outliers of a few per mille. Light areas hold 99 % of
-a true density's mass: grey for classes A and B together, orange for A alone; dots are samples. Dots and density images are bitmaps
-inside the SVG; text and contours stay lines.
+Problem: the same pictures must be readable on a page and on a projector, and show outliers of a few per mille. Light
+areas hold 99 % of a true density's mass: grey for classes A and B together, orange for A alone; dots are samples.
+Dots and density images are bitmaps inside the SVG; text and contours stay lines.
 
-Notation: p(x; sigma) is the true density, p1 the main model's implied density exp(G), p0 its guide's; both are unnormalized, so an image
-shows a density relative to its largest value in view.
+Notation: p(x; sigma) is the true density, p1 the main model's implied density exp(G), p0 its guide's; both are
+unnormalized, so an image shows a density relative to its largest value in view.
 
-Reference: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv 2406.02507, Figures 1, 2 and 9.
+Reference: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv 2406.02507, Figures 1,
+2 and 9.
 """
 
 from collections.abc import Mapping

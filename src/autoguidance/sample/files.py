@@ -1,10 +1,11 @@
 """Samples on disk: a folder of PNG files, or one npz file; either can be continued after an interruption.
 
-`generation.json` in the folder says how its images were made. The same settings continue (an image that is there is not made again);
-other settings are refused, so that a folder never mixes two experiments. In npz mode finished batches lie in `.parts/` until all seeds are there.
+`generation.json` in the folder says how its images were made. The same settings continue (an image that is there is
+not made again); other settings are refused, so that a folder never mixes two experiments. In npz mode finished
+batches lie in `.parts/` until all seeds are there.
 
-An npz file holds `seeds` int64 [N], `class_idx` int64 [N] (-1 without classes), `images` uint8 [N, C, H, W] and `latents` float32
-[N, C, H, W], the sampler's raw result.
+An npz file holds `seeds` int64 [N], `class_idx` int64 [N] (-1 without classes), `images` uint8 [N, C, H, W] and
+`latents` float32 [N, C, H, W], the sampler's raw result.
 """
 
 import hashlib
@@ -52,9 +53,13 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{path} is not a readable npz file of samples ({error}); make it again with autoguidance generate") from None
+        raise UserError(
+            f"{path} is not a readable npz file of samples ({error}); make it again with autoguidance generate"
+        ) from None
     if not {"seeds", "class_idx", "images"} <= arrays.keys():
-        raise UserError(f"{path} lacks seeds, class_idx or images; make it again with autoguidance generate --format npz")
+        raise UserError(
+            f"{path} lacks seeds, class_idx or images; make it again with autoguidance generate --format npz"
+        )
     return arrays
 
 
@@ -82,8 +87,12 @@ class SampleFolder:
             before = read_json(path)
             if before != content:
                 keys = before.keys() | content.keys() if isinstance(before, dict) else content.keys()
-                changed = sorted(key for key in keys if not isinstance(before, dict) or before.get(key) != content.get(key))
-                raise UserError(f"{folder} holds samples made with other settings ({', '.join(changed)}); choose another output folder")
+                changed = sorted(
+                    key for key in keys if not isinstance(before, dict) or before.get(key) != content.get(key)
+                )
+                raise UserError(
+                    f"{folder} holds samples made with other settings ({', '.join(changed)}); choose another output folder"
+                )
         else:
             write_json(path, content)
 

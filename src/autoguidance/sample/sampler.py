@@ -1,8 +1,8 @@
 """From seeds to images: draws the noise, runs the solver over fixed-shape batches, decodes.
 
-Convolution kernels differ with the batch shape by up to 1e-6, so a network is always run at ONE micro-batch shape, the last one
-padded: image k is then bitwise the same for any order of seeds, any batch size and any number of processes (on one kind of machine at a fixed
-thread count). The micro-batch depends only on the model and the device.
+Convolution kernels differ with the batch shape by up to 1e-6, so a network is always run at ONE micro-batch shape,
+the last one padded: image k is then bitwise the same for any order of seeds, any batch size and any number of
+processes (on one kind of machine at a fixed thread count). The micro-batch depends only on the model and the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence

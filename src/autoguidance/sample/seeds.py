@@ -1,8 +1,9 @@
 """Per-image randomness: image k depends on seed k alone, never on batch size, order or the number of processes.
 
-Each image has its own generator, seeded with seed mod 2^32. It draws, in this order: the noise [C, H, W]; one class index if the model
-has classes and none is given; then the noise of every churn step. The numbers are float32 and drawn on the CPU by default, so that they do not
-depend on the device; drawing on a GPU gives other numbers (the published images of EDM2 models were drawn there).
+Each image has its own generator, seeded with seed mod 2^32. It draws, in this order: the noise [C, H, W]; one class
+index if the model has classes and none is given; then the noise of every churn step. The numbers are float32 and
+drawn on the CPU by default, so that they do not depend on the device; drawing on a GPU gives other numbers (the
+published images of EDM2 models were drawn there).
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ s_hat = s (1 + gamma), gamma = min(S_churn / N, sqrt(2) - 1), and x_hat = x + sq
 Reference: Karras et al. 2022, arXiv 2206.00364, Algorithms 1 and 2.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -103,7 +104,7 @@ class Solver:
             return (x - denoised) / sigma
 
         x = noise.to(self.dtype) * sigmas[0]
-        for index, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        for index, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
             if callback is not None:
                 callback(index, sigma, x)
             gamma = self._gamma(sigma)

@@ -27,7 +27,8 @@ def solver_from_description(description: Mapping[str, Any]) -> Solver:
     """The solver that `Solver.describe` described."""
     settings = {key: float("inf") if value == "inf" else value for key, value in description.items() if key != "name"}
     dtypes = {"float32": torch.float32, "float64": torch.float64}
-    if settings.get("dtype", "float32") not in dtypes:
-        raise UserError(f"unknown solver dtype {settings['dtype']!r}; choose float32 or float64")
-    settings["dtype"] = dtypes[settings.get("dtype", "float32")]
+    dtype = str(settings.get("dtype", "float32"))
+    if dtype not in dtypes:
+        raise UserError(f"unknown solver dtype {dtype!r}; choose float32 or float64")
+    settings["dtype"] = dtypes[dtype]
     return make_solver(str(description.get("name")), **settings)

@@ -1,8 +1,9 @@
 """How to spend the minutes: network sizes, images to train on, samples to measure with; from a short speed test.
 
-The time is divided into training (about half), searching and the final comparison. Training runs in parallel: the main model on one
-core; classifier, guide and unconditional model on the other. Small data has a second limit: a network that sees each image too often memorises
-it, and then there is nothing left to gain (1,797 digits: 600,000 images are far too many, 130,000 are not).
+The time is divided into training (about half), searching and the final comparison. Training runs in parallel: the
+main model on one core; classifier, guide and unconditional model on the other. Small data has a second limit: a
+network that sees each image too often memorises it, and then there is nothing left to gain (1,797 digits: 600,000
+images are far too many, 130,000 are not).
 """
 
 import time
@@ -28,7 +29,8 @@ GUIDE_SHARE = 1 / 16
 METHOD_SHARES = {"unguided": 0.07, "cfg": 0.2, "cfg+interval": 0.23, "autoguidance": 0.5}
 _LEAST_EVALUATIONS = {"unguided": 3, "cfg": 4, "cfg+interval": 4, "autoguidance": 8}
 _MOST_EVALUATIONS = {"unguided": 11, "cfg": 40, "cfg+interval": 50, "autoguidance": 80}
-_TRAIN_SHARE, _SEARCH_SHARE = 0.5, 0.6  # of the whole; of what is left after training
+_TRAIN_SHARE, _SEARCH_SHARE = 0.45, 0.6  # of the whole; of what is left after training
+_WORKER_START_SECONDS = 8.0  # a new process imports torch and opens the data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +137,30 @@ def plan_training(
 
 
 def plan_measuring(
-    plan: TrainPlan, source: ImageSource, solver: Solver, seconds_left: float, *, num_processes: int, on_gpu: bool
+    plan: TrainPlan,
+    source: ImageSource,
+    solver: Solver,
+    seconds_left: float,
+    train_seconds: float,
+    *,
+    num_processes: int,
+    on_gpu: bool,
 ) -> MeasurePlan:
-    """Divide the time that is left between search and final comparison; never less than a comparison that means something."""
+    """Divide the time that is left between search and final comparison; never less than a comparison that means something.
+
+    Args:
+        plan: what was trained, with the speeds that were expected.
+        source: the images.
+        solver: of every measurement.
+        seconds_left: of the budget.
+        train_seconds: what training the main model took; where it was slower than expected (a busy machine), so will be the rest.
+        num_processes, on_gpu: who measures.
+    """
     steps = 2 * solver.num_steps - 1
     main, small = (steps / rate for rate in plan.evaluation_rates)
-    speed = num_processes * (1.0 if on_gpu else 0.85)
+    expected = plan.main_images / plan.training_rate
+    speed = num_processes * max(0.2, min(1.0 if on_gpu else 0.85, expected / max(train_seconds, 1e-3)))
+    seconds_left -= 2 * _WORKER_START_SECONDS
     cost = {"unguided": main, "cfg": main + small, "cfg+interval": main + 0.6 * small, "autoguidance": 2 * main}
     if not source.num_classes:
         cost = {method: cost[method] for method in ("unguided", "autoguidance")}
@@ -198,7 +218,9 @@ def _rate(model: Precond, batch: int, training: bool, seconds: float = 1.0) -> f
 
     def once() -> None:
         if training:
-            loss = edm_loss(model, x, labels, torch.randn(batch, device=device), torch.randn_like(x), p_mean=-0.4, p_std=1.0)
+            loss = edm_loss(
+                model, x, labels, torch.randn(batch, device=device), torch.randn_like(x), p_mean=-0.4, p_std=1.0
+            )
             optimizer.zero_grad()
             (loss.sum() / batch).backward()
             optimizer.step()

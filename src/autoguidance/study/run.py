@@ -1,6 +1,8 @@
-"""The whole way once: images -> main model and its bad version -> the best setting -> comparison -> results, pair and report.
+"""The whole way once: images -> main model and its bad version -> the best setting -> comparison -> results, pair and
+report.
 
-Stages, each of which leaves files and is skipped when they are there, so that the same command goes on after an interruption:
+Stages, each of which leaves files and is skipped when they are there, so that the same command goes on after an
+interruption:
 
     plan       plan.json                         sizes and lengths for the time that is there
     train      main/ guide/ unconditional/ classifier.safetensors
@@ -13,28 +15,23 @@ Seeds: the comparison uses seed_base + 0 .. repeats * num_images - 1, the search
 """
 
 import fcntl
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from autoguidance.data.open import open_data
 from autoguidance.data.source import ImageSource
 from autoguidance.errors import UserError
-from autoguidance.evaluate import FeatureNetwork, Protocol, Reference, Statistics, half_distance, open_network, source_statistics
-from autoguidance.evaluate.classifier import ClassifierFeatures
-from autoguidance.models import build_model
+from autoguidance.evaluate import Reference, Statistics, half_distance, open_network, source_statistics
 from autoguidance.report.page import write_report
-from autoguidance.sample import Heun, Solver
-from autoguidance.sample.files import read_npz
-from autoguidance.storage import append_json_line, atomic_path, make_folder, read_json, read_json_lines, write_json
+from autoguidance.sample import Heun
+from autoguidance.storage import append_json_line, make_folder, read_json, read_json_lines, write_json
 from autoguidance.study.plan import (
     DEFAULT_MINUTES,
     OTHER_MINUTES,
@@ -45,10 +42,19 @@ from autoguidance.study.plan import (
     to_json,
     training_configs,
 )
+from autoguidance.study.records import (
+    describe_dataset,
+    describe_pair,
+    describe_task,
+    describe_training,
+    keep_real,
+    record_key,
+    run_protocol,
+    summary,
+)
 from autoguidance.study.training import Job, run_jobs
 from autoguidance.train.config import TrainConfig
 from autoguidance.tune import (
-    GuideSource,
     Measured,
     Measurer,
     MeasureSettings,
@@ -92,7 +98,7 @@ class RunConfig:
     seed: int = 0
     resolution: int | None = None
     preset: str | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_processes: int = 2
 
     @property
@@ -140,7 +146,9 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process is working in {folder}; wait for it, or choose another folder with --out") from None
+            raise UserError(
+                f"another process is working in {folder}; wait for it, or choose another folder with --out"
+            ) from None
         yield
 
 
@@ -165,12 +173,29 @@ class _Run:
             device=str(self.config.device),
         )
         best, rows = self._measure(settings, measuring)
-        results = self._results(plan, configs, measuring, reference, best, rows)
+        self._keep_images()
+        protocol = run_protocol(self.source, reference[0], measuring, SOLVER, self.config.seed_base)
+        results = {
+            "protocol": protocol.to_dict(),
+            "rows": [{**describe_pair(best[method], self.out), **summary(rows[method])} for method in rows],
+            "search": read_json_lines(self.out / "search.jsonl"),
+            "dataset": describe_dataset(self.source),
+            "training": describe_training(configs, self.out, read_json(self.out / "trained.json")),
+            "baseline": {"real_half": reference[1]},
+            "seconds": self.seconds,
+            "plan": {"training": to_json(plan), "measuring": to_json(measuring)},
+        }
         write_json(self.out / "results.json", results)
-        self._write_pair(results, best)
+        row = next(row for row in results["rows"] if row["method"] == "autoguidance")
+        measurement = {"row": row, "protocol": results["protocol"]}
+        replace(best["autoguidance"], measurement=measurement).save(self.out / "pair.json")
         with self.stage("report"):
             write_report([self.out], self.out / "report.html")
         return results
+
+    def _keep_images(self) -> None:
+        images = self.out / "images"
+        keep_real(self.source, images / "unguided.npz", images / "real.npz", self.config.seed)
 
     # The folder belongs to one data set and one request.
 
@@ -195,7 +220,9 @@ class _Run:
         else:
             others = [child.name for child in self.out.iterdir() if not child.name.startswith(".")]
             if others:
-                raise UserError(f"{self.out} is not empty and holds no run ({others[0]}); choose another folder with --out")
+                raise UserError(
+                    f"{self.out} is not empty and holds no run ({others[0]}); choose another folder with --out"
+                )
             write_json(path, content)
         times = self.out / "seconds.json"
         self.seconds = read_json(times) if times.exists() else {}
@@ -229,7 +256,13 @@ class _Run:
         path = self.out / "plan-measuring.json"
         if not path.exists():
             measuring = plan_measuring(
-                plan, self.source, SOLVER, seconds_left, num_processes=self.config.workers, on_gpu=self.config.on_gpu
+                plan,
+                self.source,
+                SOLVER,
+                seconds_left,
+                read_json(self.out / "trained.json")["main"],
+                num_processes=self.config.workers,
+                on_gpu=self.config.on_gpu,
             )
             write_json(path, to_json(measuring))
         return MeasurePlan(**read_json(path))
@@ -247,7 +280,9 @@ class _Run:
         jobs = [Job(name="main", out=self.out / "main", config=configs["main"])]
         if self.source.num_classes > 1:
             jobs.append(Job(name="classifier", out=self.out / "classifier.safetensors"))
-        jobs += [Job(name=name, out=self.out / name, config=config) for name, config in configs.items() if name != "main"]
+        jobs += [
+            Job(name=name, out=self.out / name, config=config) for name, config in configs.items() if name != "main"
+        ]
         with self._timed("train"), self.stage("train") as progress:
             seconds = run_jobs(
                 jobs,
@@ -282,8 +317,8 @@ class _Run:
     def _measure(
         self, settings: MeasureSettings, plan: MeasurePlan
     ) -> tuple[dict[str, Pair], dict[str, list[Measured]]]:
-        journal = {_key(record): record for record in read_json_lines(self.out / "search.jsonl")}
-        finals = {_key(record): record for record in read_json_lines(self.out / "compare.jsonl")}
+        journal = {record_key(record): record for record in read_json_lines(self.out / "search.jsonl")}
+        finals = {record_key(record): record for record in read_json_lines(self.out / "compare.jsonl")}
         with measurer(settings, self.config.workers) as pool:
             with self._timed("search"), self.stage("search") as progress:
                 best = self._search(pool, plan, journal, progress)
@@ -364,7 +399,6 @@ class _Run:
         rows: dict[str, list[Measured]] = {method: [] for method in best}
         for index, result in enumerate(measured):
             rows[list(best)[index % len(best)]].append(result)
-        self._keep_real()
         return rows
 
     def _measured(
@@ -376,8 +410,8 @@ class _Run:
         report: Callable[[dict[str, Any]], None],
     ) -> list[Measured]:
         """Measure what the journal does not hold yet; each result is written down as it arrives."""
-        records = [self._record(task) for task in tasks]
-        keys = [_key(record) for record in records]
+        records = [describe_task(task, self.out) for task in tasks]
+        keys = [record_key(record) for record in records]
         for key in dict.fromkeys(keys):
             if key in journal:
                 report(journal[key])
@@ -386,138 +420,9 @@ class _Run:
         def done(position: int, result: Measured) -> None:
             record = {**records[fresh[position]], **asdict(result)}
             append_json_line(path, record)
-            journal[_key(record)] = record
+            journal[record_key(record)] = record
             report(record)
 
         pool.measure([tasks[index] for index in fresh], done)
         names = ("fd", "evaluations_main", "evaluations_guide", "seconds_per_image")
         return [Measured(**{name: journal[key][name] for name in names}) for key in keys]
-
-    def _record(self, task: Task) -> dict[str, Any]:
-        return {**self._setting(task.pair), "first_seed": task.first_seed, "num_images": task.num_images}
-
-    def _setting(self, pair: Pair) -> dict[str, Any]:
-        """A pair as results.json names it: models relative to the run's folder, one guide, one weight."""
-        prefix = f"{self.out}/"
-        guide = pair.guide or pair.unconditional
-        return {
-            "method": pair.method,
-            "main": pair.main.removeprefix(prefix),
-            "guide": None if guide is None else guide.removeprefix(prefix),
-            "weight": pair.weight if pair.guide else pair.cfg_weight,
-            "interval": None if pair.interval is None else list(pair.interval),
-        }
-
-    def _keep_real(self) -> None:
-        """Real images of the classes that the kept samples have, for the grids."""
-        target = self.out / "images" / "real.npz"
-        if target.exists():
-            return
-        kept = read_npz(self.out / "images" / "unguided.npz")
-        generator = np.random.default_rng(self.config.seed)
-        class_idx = self.source.class_idx
-        chosen = []
-        for wanted in kept["class_idx"].tolist():
-            pool = np.arange(self.source.num_images) if class_idx is None or wanted < 0 else np.flatnonzero(class_idx == wanted)
-            chosen.append(int(generator.choice(pool)))
-        images = self.source.read(chosen).numpy()
-        with atomic_path(target) as temporary, temporary.open("wb") as file:
-            np.savez(file, seeds=kept["seeds"], class_idx=kept["class_idx"], images=images)
-
-    # Results
-
-    def _results(
-        self,
-        plan: TrainPlan,
-        configs: Mapping[str, TrainConfig],
-        measuring: MeasurePlan,
-        reference: tuple[Reference, float],
-        best: Mapping[str, Pair],
-        rows: Mapping[str, Sequence[Measured]],
-    ) -> dict[str, Any]:
-        network = reference[0].network
-        base, count = self.config.seed_base, measuring.num_images
-        protocol = Protocol(
-            features=network.name,
-            features_sha256=network.sha256,
-            num_images=count,
-            reference=self.source.name,
-            reference_sha256=self.source.fingerprint,
-            num_real=reference[0].statistics.num,
-            class_sampling="random" if self.source.num_classes else "none",
-            seeds=tuple(f"{base + r * count}-{base + (r + 1) * count - 1}" for r in range(measuring.repeats)),
-            repeats=measuring.repeats,
-            solver=SOLVER.describe(),
-            notes=self._notes(network, measuring),
-        )
-        train_seconds = read_json(self.out / "trained.json")
-        return {
-            "protocol": protocol.to_dict(),
-            "rows": [{**self._setting(best[method]), **_summary(measured)} for method, measured in rows.items()],
-            "search": read_json_lines(self.out / "search.jsonl"),
-            "dataset": {
-                "name": self.source.name,
-                "num_images": self.source.num_images,
-                "resolution": self.source.resolution,
-                "channels": self.source.channels,
-                "class_names": list(self.source.class_names),
-                "fingerprint": self.source.fingerprint,
-            },
-            "training": {
-                name: {
-                    "preset": config.preset,
-                    "num_parameters": _num_parameters(self.out / name),
-                    "num_images": config.num_images,
-                    "seconds": train_seconds.get(name),
-                }
-                for name, config in configs.items()
-            },
-            "baseline": {"real_half": reference[1]},
-            "seconds": self.seconds,
-            "plan": {"training": to_json(plan), "measuring": to_json(measuring)},
-        }
-
-    def _notes(self, network: FeatureNetwork, measuring: MeasurePlan) -> tuple[str, ...]:
-        notes = ["each method's setting was chosen on other seeds than those reported"]
-        if isinstance(network, ClassifierFeatures):
-            notes.append(
-                f"features of a classifier trained on the same data (held-out accuracy {network.info.held_out_accuracy:.1%}); "
-                "distances compare within this protocol only"
-            )
-        if measuring.num_images <= network.num_features:
-            notes.append(f"{measuring.num_images} images for {network.num_features} features: singular covariance")
-        return tuple(notes)
-
-    def _write_pair(self, results: Mapping[str, Any], best: Mapping[str, Pair]) -> None:
-        row = next(row for row in results["rows"] if row["method"].startswith("autoguidance") or row["method"] == "unguided")
-        for candidate in results["rows"]:
-            if candidate["method"] == "autoguidance":
-                row = candidate
-        pair = best["autoguidance"]
-        measurement = {"row": row, "protocol": results["protocol"]}
-        Pair(main=pair.main, guide=pair.guide, weight=pair.weight, solver=pair.solver, measurement=measurement).save(
-            self.out / "pair.json"
-        )
-
-
-def _key(record: Mapping[str, Any]) -> str:
-    names = ("method", "main", "guide", "weight", "interval", "first_seed", "num_images")
-    return json.dumps([record[name] for name in names])
-
-
-def _summary(measured: Sequence[Measured]) -> dict[str, Any]:
-    distances = [m.fd for m in measured]
-    return {
-        "fd": float(np.mean(distances)),
-        "fd_std": float(np.std(distances, ddof=1)) if len(distances) > 1 else None,
-        "fd_repeats": distances,
-        "evaluations_main": measured[0].evaluations_main,
-        "evaluations_guide": measured[0].evaluations_guide,
-        "seconds_per_image": float(np.mean([m.seconds_per_image for m in measured])),
-    }
-
-
-def _num_parameters(run: Path) -> int:
-    network = read_json(run / "config.json")["network"]
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(network).parameters())

@@ -1,8 +1,10 @@
-"""The 2D toy: why a bad version of the model is a better guide than a model without the condition, in figures that can be checked.
+"""The 2D toy: why a bad version of the model is a better guide than a model without the condition, in figures that
+can be checked.
 
-Problem: on images nobody knows the true density, so what a guidance method does to it can only be guessed. Here the truth is a fractal
-tree of Gaussians. A main model of class A, a bad version of it (half the width, an eighth of the iterations) and a model of both classes
-are trained; class A is then sampled five ways, all from the same starting points x ~ p(x; sigma_max):
+Problem: on images nobody knows the true density, so what a guidance method does to it can only be guessed. Here the
+truth is a fractal tree of Gaussians. A main model of class A, a bad version of it (half the width, an eighth of the
+iterations) and a model of both classes are trained; class A is then sampled five ways, all from the same starting
+points x ~ p(x; sigma_max):
 
     truth         exact samples              none          the main model alone
     cfg           D_AB + w (D_main - D_AB)   truncation    the score times a constant
@@ -16,7 +18,8 @@ What the paper shows by pictures is measured for each panel, against the exact d
     lost_mass         sum over parts of the tree of max(0, true mass - generated mass); a sample's mass is divided among the parts
                       by their posterior probabilities. Parts: the trunk and its two limbs ("branches"), and finer ones by depth.
 
-Reference: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv 2406.02507, Section 3, Appendix C.
+Reference: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv 2406.02507, Section 3,
+Appendix C.
 """
 
 import math
@@ -132,7 +135,9 @@ def train_models(study: ToyStudy, progress: ProgressCallback | None = None) -> T
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="toy-guide") as executor:
         try:
             bad = executor.submit(train_toy, toy_mixture("A"), trainings["bad"], progress=go_on)
-            both = executor.submit(train_toy, toy_mixture("AB"), trainings["unconditional"], num_classes=0, progress=go_on)
+            both = executor.submit(
+                train_toy, toy_mixture("AB"), trainings["unconditional"], num_classes=0, progress=go_on
+            )
             main = train_toy(toy_mixture("A"), trainings["main"], progress=progress)
             return ToyModels(main, bad.result(), both.result())
         finally:
@@ -149,9 +154,7 @@ def methods(models: ToyModels, study: ToyStudy) -> dict[str, Denoiser]:
     }
 
 
-def sample_paths(
-    denoiser: Denoiser, start: Float[Tensor, "N 2"], solver: Heun
-) -> Float[Tensor, "num_steps+1 N 2"]:
+def sample_paths(denoiser: Denoiser, start: Float[Tensor, "N 2"], solver: Heun) -> Float[Tensor, "num_steps+1 N 2"]:
     """Walk from points at sigma_max to samples at sigma = 0; the points before every step, and at the end."""
     path: list[Tensor] = []
 
@@ -163,7 +166,9 @@ def sample_paths(
     return torch.stack(path)
 
 
-def log_density_threshold(mixture: GaussianMixture2D, num: int, generator: torch.Generator, share: float = 0.99) -> float:
+def log_density_threshold(
+    mixture: GaussianMixture2D, num: int, generator: torch.Generator, share: float = 0.99
+) -> float:
     """The log p at sigma = 0 that `share` of true samples exceed: the level of the contour that holds this much of the mass."""
     log_density = mixture.log_density(mixture.sample(num, generator).double())
     return float(torch.quantile(log_density, 1 - share))
@@ -199,7 +204,11 @@ def lost_mass(mixture: GaussianMixture2D, paths: tuple[str, ...], samples: Float
         by_depth[str(depth)] = float(lost.sum())
         if depth == 1:
             for part, name in enumerate(names):
-                values = {"true": float(totals[0][part]), "generated": float(totals[1][part]), "lost": float(lost[part])}
+                values = {
+                    "true": float(totals[0][part]),
+                    "generated": float(totals[1][part]),
+                    "lost": float(lost[part]),
+                }
                 branches[name or "trunk"] = values
     return {"branches": branches, "sum": by_depth["1"], "sum_by_depth": by_depth}
 

@@ -1,7 +1,8 @@
 """Train several runs at once, each in a process of its own.
 
-Small networks gain nothing from a second thread, so each process takes one core. A process opens the data by name, trains into its run
-folder (which resumes by itself), and is watched through the folder's log. If the parent dies, the processes end themselves.
+Small networks gain nothing from a second thread, so each process takes one core. A process opens the data by name,
+trains into its run folder (which resumes by itself), and is watched through the folder's log. If the parent dies, the
+processes end themselves.
 """
 
 import multiprocessing
@@ -9,8 +10,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // num_processes) if device.type == "cpu" else torch.get_num_threads()
     waiting = list(jobs)
-    running: dict[str, tuple[BaseProcess, Connection, float]] = {}
+    running: dict[str, tuple[Any, Any, float]] = {}
     seconds: dict[str, float] = {}
     total = sum(job.config.num_images for job in jobs if job.config is not None)
     try:
@@ -67,7 +66,9 @@ def run_jobs(
             while waiting and len(running) < num_processes:
                 job = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_run_job, args=(job, data, resolution, str(device), threads, seed, sender))
+                process = context.Process(
+                    target=_run_job, args=(job, data, resolution, str(device), threads, seed, sender)
+                )
                 process.start()
                 sender.close()
                 running[job.name] = (process, receiver, time.monotonic())
@@ -108,9 +109,7 @@ def _figures(run: Path) -> dict[str, Any]:
     return {name: float(value) for name, value in shown.items() if isinstance(value, int | float)}
 
 
-def _run_job(
-    job: Job, data: str, resolution: int | None, device: str, threads: int, seed: int, sender: Connection
-) -> None:
+def _run_job(job: Job, data: str, resolution: int | None, device: str, threads: int, seed: int, sender: Any) -> None:
     end_with_parent()
     torch.set_num_threads(threads)
     try:

@@ -49,16 +49,18 @@ def _small(name: str, channels: int, num_images: int) -> Preset:
         model_channels=channels,
         channel_mult=(1, 2),
         num_blocks=1,
-        attn_resolutions=(4,),
+        # Attention stays where the architecture has it always, in the first deepest block: more of it costs a small
+        # network a third of its speed on a CPU.
+        attn_resolutions=(),
         channels_per_head=8 if channels < 64 else 32,
     )
     config = TrainConfig(
         preset=name,
         network=network,
         num_images=num_images,
-        batch_size=64,
+        batch_size=128,
         learning_rate=0.01,
-        ref_batches=1000,
+        ref_batches=400,
         rampup_images=5_000,
         log_images=2048,
     )
@@ -196,14 +198,12 @@ def fit_to_images(preset: Preset, source: ImageSource, encoder: str = "auto") ->
     if encoder not in _FACTORS:
         raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(_FACTORS)}")
     factor = _FACTORS[encoder]
-    # As many levels as bring the deepest one to a width of 4 to 7: attention is cheap there, and the padding stays
-    # small.
+    # As many levels as bring the deepest one, which attends, to a width of 4 to 7; the padding stays small.
     levels = 2
     while -(-source.resolution // factor) >> (levels - 1) >= 8:
         levels += 1
     chosen = default_encoder(source, "pixels" if factor == 1 else "unshuffle", factor, multiple_of=2 ** (levels - 1))
-    deepest = chosen.img_resolution >> (levels - 1)
-    network = replace(preset.config.network, channel_mult=(1, *[2] * (levels - 1)), attn_resolutions=(deepest,))
+    network = replace(preset.config.network, channel_mult=(1, *[2] * (levels - 1)))
     return replace(preset.config, network=network, encoder=chosen.config)
 
 

@@ -1,11 +1,13 @@
 """Training of the toy's networks by exact score matching.
 
-Problem: with images only samples of the data are known; here the true score is, so the network's error can be minimized directly:
+Problem: with images only samples of the data are known; here the true score is, so the network's error can be
+minimized directly:
 
     loss = E_{sigma, x} sigma^2 mean_axes (s_model(x; sigma) - s_true(x; sigma))^2,   ln sigma ~ N(P_mean, P_std^2),  x ~ p(x; sigma)
 
-The true scores do not depend on the network: a second thread prepares the next batches while the network learns from this one. Batch i
-draws from a generator of its own, seeded by (seed, i), so the result does not depend on the number of threads that prepare batches.
+The true scores do not depend on the network: a second thread prepares the next batches while the network learns from
+this one. Batch i draws from a generator of its own, seeded by (seed, i), so the result does not depend on the number
+of threads that prepare batches.
 
 Reference: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv 2406.02507, Appendix C.
 """

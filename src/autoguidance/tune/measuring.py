@@ -1,8 +1,8 @@
 """Measure pairs in worker processes: sample, extract features, Fréchet distance, cost.
 
-One process per CPU core, each with one thread: sampling of small networks scales with processes and not with threads, and image k is the
-same in every process. On a GPU one process. A worker keeps the models that it used last. A worker whose parent is gone ends itself, so
-that a killed command leaves nothing running.
+One process per CPU core, each with one thread: sampling of small networks scales with processes and not with threads,
+and image k is the same in every process. On a GPU one process. A worker keeps the models that it used last. A worker
+whose parent is gone ends itself, so that a killed command leaves nothing running.
 """
 
 import multiprocessing
@@ -179,9 +179,7 @@ class Measurer:
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
 
-    def measure(
-        self, tasks: Sequence[Task], done: Callable[[int, Measured], None] | None = None
-    ) -> list[Measured]:
+    def measure(self, tasks: Sequence[Task], done: Callable[[int, Measured], None] | None = None) -> list[Measured]:
         """Results in the order of tasks; `done(index, result)` is called as each arrives.
 
         Raises: UserError where a measurement fails, or a worker dies (usually: out of memory).
@@ -201,7 +199,9 @@ class Measurer:
                     if done is not None:
                         done(index, result)
         except BrokenProcessPool:
-            raise UserError("a measuring process died (out of memory?); free some memory and run the same command again") from None
+            raise UserError(
+                "a measuring process died (out of memory?); free some memory and run the same command again"
+            ) from None
         return [results[index] for index in range(len(tasks))]
 
 

@@ -1,10 +1,11 @@
 """Coordinate search over a small grid: move along one axis at a time, as long as that helps.
 
-A setting of (w, EMA_main, EMA_guide, guide) is a point on a grid of ordered axes. The paper moved a local grid by hand around the best
-point so far (Appendix B.1). Here: measure some starting points; from the best, try both neighbours on one axis and go on in the direction
-that helps; then the next axis; when no axis helps, halve the step; stop when the budget is spent or no neighbour is better. Every point is measured
-on the same seeds, so that differences between points are mostly differences between settings. Points are measured a few at a
-time, so several processes have work.
+A setting of (w, EMA_main, EMA_guide, guide) is a point on a grid of ordered axes. The paper moved a local grid by
+hand around the best point so far (Appendix B.1). Here: measure some starting points; from the best, try both
+neighbours on one axis and go on in the direction that helps; then the next axis; when no axis helps, halve the step;
+stop when the budget is spent or no neighbour is better. Every point is measured on the same seeds, so that
+differences between points are mostly differences between settings. Points are measured a few at a time, so several
+processes have work.
 """
 
 from collections.abc import Callable, Sequence

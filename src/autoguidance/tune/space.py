@@ -7,8 +7,8 @@
 | cfg+interval | w, sigma_hi, sigma_lo, EMA_main, EMA_unconditional |
 | autoguidance | w, guide, EMA_guide, EMA_main |
 
-The guide is the separately trained one, or an early snapshot of the main run itself: sorted from the worst to the best, so that "how
-bad" is one ordered axis. A width that the stored snapshots cannot represent is left out.
+The guide is the separately trained one, or an early snapshot of the main run itself: sorted from the worst to the
+best, so that "how bad" is one ordered axis. A width that the stored snapshots cannot represent is left out.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,12 @@ class SearchSpace:
         if self.method == "unguided":
             return (main,)
         if self.method == "autoguidance":
-            return (("weight", WEIGHTS), ("guide", tuple(map(float, range(len(self.guides))))), ("ema_guide", EMA_STDS), main)
+            return (
+                ("weight", WEIGHTS),
+                ("guide", tuple(map(float, range(len(self.guides))))),
+                ("ema_guide", EMA_STDS),
+                main,
+            )
         assert self.unconditional is not None
         last = (main, ("ema_unconditional", self.unconditional.stds))
         if self.method == "cfg":
@@ -149,4 +154,8 @@ class SearchSpace:
             ]
         last = len(self.guides) - 1
         places = sorted({round(last * share) for share in ((0.15, 0.4, 0.65, 1.0) if thorough else (0.2, 0.6))})
-        return [self.point(**{"ema_guide": 0.07, **best, "guide": place, "weight": w}) for place in places for w in weights[1::2]]
+        return [
+            self.point(**{"ema_guide": 0.07, **best, "guide": place, "weight": w})
+            for place in places
+            for w in weights[1::2]
+        ]

@@ -1,6 +1,7 @@
 """One way to name a model, everywhere.
 
-    path.safetensors | RUN (last snapshot, widest stored average) | RUN@0.070 (post-hoc EMA width) | RUN@0.070:8Mi (at 8 Mi images)
+path.safetensors | RUN (last snapshot, widest stored average) | RUN@0.070 (post-hoc EMA width) | RUN@0.070:8Mi (at 8
+Mi images)
 """
 
 import re
@@ -41,7 +42,9 @@ def parse_model_name(name: str | Path) -> ModelName:
     """Read a model's name. Raises UserError where it follows none of the patterns."""
     text = str(name)
     if text.startswith(("hf://", "preset:", "edm2-")) and not Path(text).exists():
-        raise UserError(f"{text}: published models cannot be fetched by name in this version; name a model file or a run folder")
+        raise UserError(
+            f"{text}: published models cannot be fetched by name in this version; name a model file or a run folder"
+        )
     if Path(text).exists() or text.endswith(".safetensors"):
         return ModelName(Path(text))
     match = _NAME.fullmatch(text)
@@ -54,7 +57,9 @@ def parse_model_name(name: str | Path) -> ModelName:
         except ValueError:
             std = -1.0
         if not 0 < std <= MAX_EMA_STD:
-            raise UserError(f"{text}: EMA width {match['std']!r} is out of range; write a number in (0, {MAX_EMA_STD:.3f}], e.g. @0.070")
+            raise UserError(
+                f"{text}: EMA width {match['std']!r} is out of range; write a number in (0, {MAX_EMA_STD:.3f}], e.g. @0.070"
+            )
     return ModelName(Path(match["run"]), std, None if match["count"] is None else parse_count(match["count"]))
 
 

@@ -1,4 +1,5 @@
-"""A guided sampler as data: which models, how strongly, where, with which solver; and the measurement that chose it (`pair.json`)."""
+"""A guided sampler as data: which models, how strongly, where, with which solver; and the measurement that chose it
+(`pair.json`)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -52,9 +53,11 @@ class Pair:
 
     @property
     def method(self) -> str:
-        """"unguided" | "cfg" | "autoguidance" | "mixed", with "+interval" where guidance is limited."""
+        """ "unguided" | "cfg" | "autoguidance" | "mixed", with "+interval" where guidance is limited."""
         guided, free = self.guide is not None and self.weight != 1, self.cfg_weight != 1
-        name = {(False, False): "unguided", (False, True): "cfg", (True, False): "autoguidance", (True, True): "mixed"}[guided, free]
+        name = {(False, False): "unguided", (False, True): "cfg", (True, False): "autoguidance", (True, True): "mixed"}[
+            guided, free
+        ]
         return name + ("+interval" if self.interval is not None and name != "unguided" else "")
 
     def denoiser(
@@ -113,7 +116,9 @@ class Pair:
         content = read_json(path)
         try:
             if content["format_version"] != FORMAT_VERSION:
-                raise UserError(f"{path} has format version {content['format_version']}, this program reads {FORMAT_VERSION}")
+                raise UserError(
+                    f"{path} has format version {content['format_version']}, this program reads {FORMAT_VERSION}"
+                )
             interval = content["interval"]
             return cls(
                 main=_absolute(content["main"], path.parent) or "",
@@ -128,7 +133,9 @@ class Pair:
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} is not a pair file ({type(error).__name__}: {error}); make one with autoguidance run") from None
+            raise UserError(
+                f"{path} is not a pair file ({type(error).__name__}: {error}); make one with autoguidance run"
+            ) from None
 
 
 def _relative(name: str | None, folder: Path) -> str | None:

@@ -1,7 +1,7 @@
 """Snapshots of a run folder, and post-hoc averages made from them.
 
-A snapshot exists if the folder's manifest lists it. In a folder without a manifest (raw snapshots from elsewhere) every file named
-`NNNNNNNNNNN-STD3.safetensors` counts.
+A snapshot exists if the folder's manifest lists it. In a folder without a manifest (raw snapshots from elsewhere)
+every file named `NNNNNNNNNNN-STD3.safetensors` counts.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,9 @@ def list_snapshots(run: Path | str) -> list[Snapshot]:
         if parsed is not None and path.parent == folder:
             found.append(Snapshot(*parsed, path))
     if not found:
-        raise UserError(f"{run} holds no snapshots (NNNNNNNNNNN-STD.safetensors); train it first or name another folder")
+        raise UserError(
+            f"{run} holds no snapshots (NNNNNNNNNNN-STD.safetensors); train it first or name another folder"
+        )
     return sorted(found, key=lambda snapshot: (snapshot.num_images, snapshot.ema_std))
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from autoguidance.data.crop import center_crop
-from autoguidance.data.decode import MAX_PIXELS, BadImageError, DecodeOptions, decode_image
+from autoguidance.data.decode import MAX_PIXELS, BadImageError, DecodeOptions, decode_image, quiet_pillow
 
 OPTIONS = DecodeOptions()
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -136,7 +136,7 @@ def test_the_first_frame_of_an_animation_counts() -> None:
 def test_a_file_cut_off_anywhere_is_refused(file_format: str) -> None:
     content = encoded(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8), file_format)
     for length in np.linspace(1, len(content) * 0.9, 25).astype(int):
-        with pytest.raises(BadImageError, match=r"truncated|corrupt|not an image"):
+        with quiet_pillow(), pytest.raises(BadImageError, match=r"truncated|corrupt|not an image"):
             decode_image(content[:length], OPTIONS)
 
 

@@ -41,7 +41,9 @@ def test_merge_is_the_pooled_set():
     total.merge(Accumulator())  # nothing seen: nothing changes
     np.testing.assert_allclose(total.statistics().covariance, np.cov(rows, rowvar=False), rtol=1e-12, atol=1e-12)
     # The parts are not touched by having been merged.
-    np.testing.assert_allclose(parts[0].statistics().covariance, np.cov(rows[:40], rowvar=False), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        parts[0].statistics().covariance, np.cov(rows[:40], rowvar=False), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_a_large_offset_costs_no_digits():
@@ -67,7 +69,9 @@ def test_nan_features_are_named():
     accumulator.update(features(10))
     bad = features(10)
     bad[3, 2], bad[7, 0] = np.nan, np.inf
-    with pytest.raises(UserError, match=r"classifier features of out: NaN or infinity for 2 of 10 images, first for image 13"):
+    with pytest.raises(
+        UserError, match=r"classifier features of out: NaN or infinity for 2 of 10 images, first for image 13"
+    ):
         accumulator.update(bad)
     np.testing.assert_allclose(accumulator.statistics().mean, features(10).mean(axis=0))
 
@@ -85,7 +89,11 @@ def test_wrong_shapes_and_too_few():
     other.update(np.zeros((3, 6)))
     with pytest.raises(UserError, match="6 dimensions"):
         accumulator.merge(other)
-    for mean, covariance in ((np.zeros(2), np.eye(3)), (np.zeros((1, 2)), np.eye(2)), (np.array([0, np.nan]), np.eye(2))):
+    for mean, covariance in (
+        (np.zeros(2), np.eye(3)),
+        (np.zeros((1, 2)), np.eye(2)),
+        (np.array([0, np.nan]), np.eye(2)),
+    ):
         with pytest.raises(UserError):
             Statistics(mean, covariance, 5)
     with pytest.raises(UserError, match="not symmetric"):
