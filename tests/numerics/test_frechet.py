@@ -123,7 +123,7 @@ def test_refuses_other_dimensions_and_other_networks():
     a, b = (
         Statistics(np.zeros(2), np.eye(2), 9, {"features": "classifier", "features_sha256": h}) for h in ("aa", "bb")
     )
-    with pytest.raises(UserError, match="different feature networks.*aa.*bb"):
+    with pytest.raises(UserError, match=r"different feature networks.*aa.*bb"):
         frechet_distance(a, b)
     with pytest.raises(UserError, match="negative eigenvalue"):
         frechet_distance(gaussian([0, 0], np.diag([1.0, -0.5])), gaussian([0, 0], np.eye(2)))

@@ -29,6 +29,8 @@ def parse_stds(text: str) -> list[float]:
         raise UserError(f"--std {text!r}: write widths such as 0.05,0.10 or 0.05,0.10,...,0.25") from None
     if not all(0 < width <= MAX_EMA_STD for width in widths):
         raise UserError(f"--std {text!r}: widths must be in (0, {MAX_EMA_STD:.3f}]")
+    if any(round(width, 3) != width for width in widths):
+        raise UserError(f"--std {text!r}: give widths with at most three decimals, which the file names hold")
     return list(dict.fromkeys(widths))
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def evaluate(
     images: Annotated[
         str | None,
-        typer.Argument(metavar="[IMAGES]", help="Generated images: folder, .zip or .npz.", show_default=False),
+        typer.Argument(metavar="IMAGES", help="Generated images: folder, .zip or .npz.", show_default=False),
     ] = None,
     ref: Annotated[
         str, typer.Option("--ref", metavar="DATA|FILE.npz", help="The real images, or a file of stats.")
@@ -204,9 +204,7 @@ def _measure_pair(
     device: "torch.device",
     dtype: "torch.dtype | None",
 ) -> "tuple[Measurement, Protocol]":
-    import math
-
-    from autoguidance.evaluate import evaluate_images, protocol_of
+    from autoguidance.evaluate import evaluate_images, protocol_of, row_details
     from autoguidance.sample import ClassSelection, image_encoder, sample_batches
 
     denoiser = spec.denoiser(device=device, dtype=dtype)
@@ -219,16 +217,12 @@ def _measure_pair(
         for samples in sample_batches(denoiser, seeds, classes=selection, solver=spec.solver, batch_size=batch):
             yield encoder.decode(samples.latents)
 
-    interval = None if spec.interval is None else [v if math.isfinite(v) else None for v in spec.interval]
-    details = {"main": spec.main, "guide": spec.guide, "weight": spec.weight, "interval": interval}
-    if spec.cfg_weight != 1:
-        details.update(unconditional=spec.unconditional, cfg_weight=spec.cfg_weight)
     with progress_bar("generating") as progress:
         measurement = evaluate_images(
             map(generated, starts),
             references,
             method=spec.method,
-            details=details,
+            details=row_details(vars(spec)),
             total_images=num * repeats,
             progress=progress,
         )

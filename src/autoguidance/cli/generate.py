@@ -47,12 +47,13 @@ def generate(
 
     from autoguidance.sample import ClassSelection, image_encoder, parse_seeds, sample_batches
     from autoguidance.sample.files import SampleFolder
-    from autoguidance.train.distributed import join_world
+    from autoguidance.train.distributed import choose_device, join_world
 
     spec = o.build_pair(
         pair, main, guide, weight, unconditional, cfg_weight, interval, solver, steps, sigma_min, sigma_max, rho, churn
     )
     wanted = list(dict.fromkeys(parse_seeds(seeds)))
+    choose_device(noise_device)
     with join_world(device) as world, torch.no_grad():
         denoiser = spec.denoiser(device=world.device, dtype=o.parse_dtype(dtype, world.device))
         selection = ClassSelection(classes, denoiser.num_classes)
@@ -69,6 +70,7 @@ def generate(
             "classes": selection.name,
             "class_names": list(getattr(denoiser, "class_names", ())),
             "noise_device": noise_device,
+            "dtype": dtype,
         }
         encoder = image_encoder(denoiser)
         world.from_main(lambda: SampleFolder(out, settings, image_format) and None)

@@ -22,7 +22,7 @@ def run(
     resolution: Annotated[int | None, typer.Option(help="Centre-crop and resize images to this size.")] = None,
     preset: Annotated[str | None, typer.Option(help="Size of the main network.  [default: by resolution]")] = None,
     device: o.DeviceOption = "auto",
-    processes: Annotated[int | None, typer.Option(help="Worker processes on a CPU.  [default: one per core]")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes on a CPU.  [default: one per core]")] = None,
 ) -> None:
     """Train main and guide, search the pair, compare with CFG, and write results.json, pair.json and report.html."""
     from autoguidance.study.run import RunConfig

@@ -212,4 +212,6 @@ def _check_label_array(labels: np.ndarray, files: list[str], name: str, class_na
         raise UserError(
             f"{name}: labels have shape {list(labels.shape)} for {len(files)} images; save one class number per image"
         )
+    if len(labels) and (labels == -1).all():  # what `generate --format npz` writes for a model without classes
+        return Labels()
     return check_labels(labels.tolist(), files, class_names)

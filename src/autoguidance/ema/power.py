@@ -76,10 +76,7 @@ class PowerEMA:
     def averages(self) -> dict[float, dict[str, Tensor]]:
         """Per width a complete state dict: averaged parameters, current buffers. Tensors are live; copy to keep them."""
         state = self._net.state_dict()
-        return {
-            std: {name: average[name] if name in average else value for name, value in state.items()}
-            for std, average in self._averages.items()
-        }
+        return {std: {**state, **average} for std, average in self._averages.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat mapping `STD/parameter` -> average, for checkpoints."""

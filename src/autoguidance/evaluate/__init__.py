@@ -17,7 +17,7 @@ from autoguidance.evaluate.evaluation import (
 )
 from autoguidance.evaluate.features import FeatureNetwork, PixelFeatures, extract_features, image_batches
 from autoguidance.evaluate.frechet import FewImagesWarning, FrechetTerms, frechet_distance, frechet_terms
-from autoguidance.evaluate.generated import GeneratedImages, open_generated
+from autoguidance.evaluate.generated import GeneratedImages, open_generated, row_details
 from autoguidance.evaluate.networks import default_classifier_path, open_network
 from autoguidance.evaluate.protocol import Protocol, require_comparable
 from autoguidance.evaluate.statistics import Accumulator, Statistics, is_statistics_file
@@ -49,6 +49,7 @@ __all__ = [
     "open_network",
     "protocol_of",
     "require_comparable",
+    "row_details",
     "source_statistics",
     "split_images",
     "train_classifier",

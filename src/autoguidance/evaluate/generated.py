@@ -53,9 +53,8 @@ class GeneratedImages:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Entries of the row in results.json that are known: models, weights, interval."""
-        known = {name: self.generation[name] for name in _DETAILS if name in self.generation}
-        return {**known, "interval": _interval(self.generation.get("interval"))} if known else {}
+        """Entries of the row in results.json that are known."""
+        return row_details(self.generation)
 
     @property
     def class_sampling(self) -> str:
@@ -78,9 +77,15 @@ class GeneratedImages:
         return "" if self.seeds is None else ranges_text(self.seeds[indices].tolist())
 
 
+def row_details(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of results.json says of how its images were made: models, weights and interval; {} if unknown."""
+    known = {name: generation[name] for name in _DETAILS if name in generation}
+    return {**known, "interval": _interval(generation.get("interval"))} if known else {}
+
+
 def _interval(value: Any) -> list[float | None] | None:
     """[lo, hi] of numbers; JSON has no infinity, so an open end is null."""
-    if not isinstance(value, list) or len(value) != 2:
+    if not isinstance(value, list | tuple) or len(value) != 2:
         return None
     try:
         numbers = [float(bound) for bound in value]

@@ -11,6 +11,7 @@ the equation numbers below are that paper's.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -122,6 +123,10 @@ class MPConv(nn.Module):
         if self._cached is None or self._cached[0] != key:
             self._cached = (key, self._effective(gain, dtype))
         return self._cached[1]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cached = None  # a new weight may lie at the address of an old one
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, x: Float[Tensor, "N in *space"], gain: Tensor | float = 1.0) -> Float[Tensor, "N out *space"]:
         """Apply the layer; gain scales the output (a learned scalar, or 1)."""

@@ -168,7 +168,7 @@ class ToyNetwork(nn.Module):
                     layer.weight.copy_(normalize(layer.weight))
             scale = math.sqrt(layer.weight.shape[1]) * (_SILU_SCALE if index else 1)
             weights.append(normalize(layer.weight) / scale)
-        coefficient = self.gain * (2 / layer.out_channels) / sigma
+        coefficient = self.gain * (2 / len(weights[-1])) / sigma
         gradient = _InputGradient.apply(z, coefficient, *weights)
         return (gradient - z[:, :2]) * c_in
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,16 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in ARRAYS if name in file}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise UserError(
-            f"{path} is not a readable npz file of samples ({error}); make it again with autoguidance generate"
+            f"{path} is not a readable npz file of samples ({error}); remove it and make it again with autoguidance generate"
         ) from None
     if not {"seeds", "class_idx", "images"} <= arrays.keys():
         raise UserError(
-            f"{path} lacks seeds, class_idx or images; make it again with autoguidance generate --format npz"
+            f"{path} lacks seeds, class_idx or images; remove it and make it again with autoguidance generate --format npz"
         )
+    if len({len(values) if values.ndim else -1 for values in arrays.values()}) > 1:
+        raise UserError(f"{path}: its arrays differ in length; remove it and make it again with autoguidance generate")
     return arrays
 
 
@@ -124,7 +127,10 @@ class SampleFolder:
         write_npz(self._parts / f"{name}.npz", batch, images)
 
     def finish(self, seeds: Sequence[int]) -> None:
-        """In npz mode join the parts into one file, in the order of seeds. Called once, when all seeds are there."""
+        """In npz mode join the parts into one file: these seeds in their order, then those of earlier calls by number.
+
+        Called once, when all seeds are there.
+        """
         if self.format == "png":
             return
         rows: dict[int, dict[str, np.ndarray]] = {}
@@ -133,7 +139,8 @@ class SampleFolder:
                 arrays = read_npz(path)
                 for index, seed in enumerate(arrays["seeds"].tolist()):
                     rows[seed] = {name: values[index] for name, values in arrays.items()}
-        _save(self.npz_path, {name: np.stack([rows[seed][name] for seed in seeds]) for name in ARRAYS})
+        order = list(dict.fromkeys([*seeds, *sorted(rows)]))
+        _save(self.npz_path, {name: np.stack([rows[seed][name] for seed in order]) for name in ARRAYS})
         shutil.rmtree(self._parts, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ processes (on one kind of machine at a fixed thread count). The micro-batch depe
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -72,6 +73,8 @@ def sample_batches(
 ) -> Iterator[SampleBatch]:
     """Yield samples in the order of seeds, batch_size at a time; see `sample` for the arguments.
 
+    batch_size is rounded up to whole micro-batches: a smaller one would compute the padding and throw it away.
+
     Raises: UserError where a sample is not finite (the models diverged, or the guidance weight is far too high).
     """
     solver = solver or Heun()
@@ -86,6 +89,7 @@ def sample_batches(
         classes = ClassSelection(classes, denoiser.num_classes)
     shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)
     size = micro_batch_size(denoiser)
+    batch_size = -(-batch_size // size) * size
 
     for start in range(0, len(seeds), batch_size):
         chosen = [int(seed) for seed in seeds[start : start + batch_size]]
@@ -134,7 +138,7 @@ def sample(
         seeds: integers >= 0; image k depends on seeds[k] alone.
         class_idx: one class for all, one per seed, or None: chosen by `classes`.
         solver: None is Heun with 32 steps.
-        batch_size: images finished at a time (memory and progress; it does not change a bit of the result).
+        batch_size: least number of images finished at a time (memory and progress; it does not change a bit of the result).
         classes: "random" (drawn by each image's generator) or "balanced" (seed mod num_classes).
         decode: True gives uint8 images, False the float32 latents.
         noise_device: where the noise is drawn; "cpu" makes it independent of the denoiser's device.
@@ -146,9 +150,11 @@ def sample(
     seeds = list(seeds)
     selection: ClassSelection | None = None
     per_seed: list[int] | None = None
-    if isinstance(class_idx, int):
-        selection = ClassSelection(class_idx, denoiser.num_classes)
+    if isinstance(class_idx, Integral):
+        selection = ClassSelection(int(class_idx), denoiser.num_classes)
     elif class_idx is not None:
+        if denoiser.num_classes == 0:
+            raise UserError("the model has no classes; leave out class_idx")
         per_seed = [int(c) for c in class_idx]
         if not all(0 <= c < denoiser.num_classes for c in per_seed):
             raise UserError(f"a class index is out of range; choose numbers from 0 to {denoiser.num_classes - 1}")

@@ -7,12 +7,16 @@ published images of EDM2 models were drawn there).
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from autoguidance.errors import UserError
+
+MAX_SEEDS = 100_000_000
+"""Most seeds that one text may name: a typing error must not fill the memory."""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -25,6 +29,8 @@ def parse_seeds(text: str) -> list[int]:
         low, high = int(first), int(last or first)
         if high < low:
             raise UserError(f"seeds {text!r}: the range {part!r} runs backwards; write {high}-{low}")
+        if len(seeds) + high - low >= MAX_SEEDS:
+            raise UserError(f"seeds {text!r}: more than {MAX_SEEDS} at once; make them in several calls")
         seeds.extend(range(low, high + 1))
     return seeds
 
@@ -74,7 +80,7 @@ class ClassSelection:
                 raise UserError(f"classes {choice!r}: choose random, balanced, or a list such as 3,5-7") from None
         else:
             assert choice is not None
-            self.classes = [choice] if isinstance(choice, int) else [int(c) for c in choice]
+            self.classes = [int(choice)] if isinstance(choice, Integral) else [int(c) for c in choice]
         if not self.classes or not all(0 <= c < num_classes for c in self.classes):
             raise UserError(f"classes {choice!r}: choose numbers from 0 to {num_classes - 1}")
         self.name = ",".join(map(str, self.classes))

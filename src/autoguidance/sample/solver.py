@@ -47,6 +47,10 @@ class Solver:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
+        if not isinstance(self.num_steps, int):
+            raise UserError(f"num_steps is {self.num_steps}; choose a whole number")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"solver dtype is {self.dtype}; choose torch.float32 or torch.float64")
         sigma_schedule(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
         if not (math.isfinite(self.churn) and self.churn >= 0):
             raise UserError(f"churn is {self.churn}; choose a number of at least 0 (0 is deterministic)")

@@ -101,6 +101,14 @@ class RunConfig:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     num_processes: int = 2
 
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UserError(f"--minutes {self.minutes}: give a positive number of minutes")
+        if self.num_processes < 1:
+            raise UserError(f"--processes {self.num_processes}: give at least 1")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: give a whole number of at least 0")
+
     @property
     def on_gpu(self) -> bool:
         """Whether the work is done on a GPU, by one process."""
@@ -210,7 +218,8 @@ class _Run:
             "preset": self.config.preset,
             "device": self.config.device.type,
         }
-        if path.exists():
+        # Until there is a plan nothing was made, so a mistyped first call (an unknown preset) does not bind the folder.
+        if path.exists() and (self.out / "plan.json").exists():
             before = read_json(path)
             changed = [key for key, value in content.items() if before.get(key) != value]
             if changed:
@@ -218,7 +227,8 @@ class _Run:
                     f"{self.out} holds a run with other settings ({', '.join(changed)}); choose another folder with --out"
                 )
         else:
-            others = [child.name for child in self.out.iterdir() if not child.name.startswith(".")]
+            own = ("run.json", "seconds.json")
+            others = [c.name for c in self.out.iterdir() if not c.name.startswith(".") and c.name not in own]
             if others:
                 raise UserError(
                     f"{self.out} is not empty and holds no run ({others[0]}); choose another folder with --out"

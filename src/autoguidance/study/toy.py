@@ -288,7 +288,7 @@ def run_toy(
             # matplotlib takes most of a second to import: only where something is drawn.
             from autoguidance.report.toy_figures import draw_figures
 
-            names = draw_figures(out, models, samples, paths, study.autoguidance_weight)
+            names = draw_figures(out, models, samples, panels, paths)
         else:
             names = []
     results = {

@@ -35,6 +35,8 @@ class ModelName:
 
     def __str__(self) -> str:
         width = "" if self.ema_std is None else f"@{self.ema_std:.3f}"
+        if self.ema_std is not None and float(width[1:]) != self.ema_std:
+            width = f"@{self.ema_std!r}"  # more than three decimals: a name must come back as the same width
         return f"{self.path}{width}{'' if self.num_images is None else f':{self.num_images}'}"
 
 
@@ -77,6 +79,8 @@ def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     """
     parsed = parse_model_name(name)
     if parsed.path.is_file() or parsed.path.suffix == ".safetensors":
+        if parsed.ema_std is not None or parsed.num_images is not None:
+            raise UserError(f"{name}: a model file has one width and time; name it without @ and :, or name its run folder")
         return load_model(parsed.path, device=device, dtype=dtype)
     if not parsed.path.exists():
         raise UserError(f"{parsed.path} does not exist; name a model file or a run folder")

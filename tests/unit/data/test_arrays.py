@@ -100,6 +100,13 @@ def test_labels_of_another_kind(tmp_path: Path, labels: np.ndarray, reason: str)
         open_data(tmp_path / "set.npz")
 
 
+def test_labels_that_are_all_minus_one_mean_unlabelled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=IMAGES.transpose(0, 3, 1, 2), class_idx=np.full(5, -1), seeds=np.arange(5))
+    source = open_data(tmp_path / "set.npz")
+    assert source.class_idx is None
+    assert source.class_names == ()
+
+
 def test_class_names(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     np.savez(path, images=IMAGES, labels=LABELS, class_names=np.array(["cat", "dog", "owl", "yak"]))

@@ -5,17 +5,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from autoguidance.cli.common import app
 from autoguidance.data import open_data
 from autoguidance.errors import UserError
-from autoguidance.evaluate import Statistics, load_classifier
+from autoguidance.evaluate import Statistics, frechet_distance, load_classifier
+from autoguidance.models.files import ModelInfo, save_model
+from autoguidance.models.precond import build_model
 from autoguidance.storage import read_json
 
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
-    for verb in ("stats", "evaluate"):
+    for verb in ("generate", "stats", "evaluate"):
         importlib.import_module(f"autoguidance.cli.{verb}")
     monkeypatch.chdir(tmp_path)
 
@@ -42,7 +45,10 @@ def test_stats_then_evaluate(run, images, tmp_path):
     assert json.loads(shown) == result
     row, protocol = result["rows"][0], result["protocol"]
     assert (row["method"], len(row["fd_repeats"])) == ("images", 3)
-    assert 0 < row["fd"] < 0.3
+    digits = open_data("digits")
+    real = Statistics.from_features(digits.read(range(1797)).flatten(1) / 255)  # 8x8: the pixels themselves
+    made = [Statistics.from_features(digits.read(range(n, n + 200)).flatten(1) / 255) for n in (0, 200, 400)]
+    assert row["fd_repeats"] == pytest.approx([frechet_distance(part, real) for part in made], rel=1e-4)
     assert protocol["seeds"] == ["0-199", "200-399", "400-599"]
     assert (protocol["features"], protocol["reference"]) == ("pixels", "digits")
     assert protocol["reference_sha256"] == open_data("digits").fingerprint
@@ -76,6 +82,41 @@ def test_the_classifier_is_trained_once_and_kept(run, tmp_path):
     assert by_file["rows"][0]["fd"] == first["rows"][0]["fd"]
     with pytest.raises(UserError, match="no classifier is given"):
         run("evaluate", "made.npz", "--ref", "ref.npz")
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_a_model_is_measured_like_the_images_that_it_generates(run, tmp_path, form):
+    for name, seed in (("main", 0), ("guide", 1)):
+        torch.manual_seed(seed)
+        config = {
+            "img_resolution": 8,
+            "img_channels": 1,
+            "label_dim": 10,
+            "model_channels": 8,
+            "channel_mult": [1],
+            "num_blocks": 1,
+            "channels_per_head": 8,
+        }
+        model = build_model(config)
+        torch.nn.init.constant_(model.unet.out_gain, 1.0)
+        info = ModelInfo(
+            config=config,
+            encoder={"name": "pixels", "channels": 1, "resolution": 8},
+            class_names=tuple("0123456789"),
+        )
+        save_model(tmp_path / f"{name}.safetensors", model.state_dict(), info)
+    what = ["--main", "main.safetensors", "--guide", "guide.safetensors", "--weight", 1.5, "--interval", "0.1,5"]
+    what += ["--steps", 2, "--classes", "balanced"]
+    measure = ["--ref", "digits", "--features", "pixels", "--num", 10, "--repeats", 2, "--json"]
+    run("generate", *what, "--seeds", "0-19", "--format", form, "--out", "made")
+    images = json.loads(run("evaluate", "made", *measure))
+    direct = json.loads(run("evaluate", *what, *measure, "--batch", 7))
+    assert images == direct  # rows and protocol, whatever the batch size and the way
+    assert direct["rows"][0]["interval"] == [0.1, 5.0]
+    assert direct["rows"][0]["method"] == "autoguidance+interval"
+    assert direct["protocol"]["class_sampling"] == "balanced"
+    assert direct["protocol"]["seeds"] == ["0-9", "10-19"]
+    assert direct["protocol"]["solver"]["num_steps"] == 2
 
 
 @pytest.mark.parametrize(

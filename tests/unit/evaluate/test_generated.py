@@ -70,7 +70,7 @@ def test_damaged_files_are_refused(tmp_path, pixels):
         open_generated(path)
     np.savez(path, images=pixels, seeds=np.arange(6))
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match="images.npz"):
+    with pytest.raises(UserError, match=r"images\.npz"):
         open_generated(path)
 
 

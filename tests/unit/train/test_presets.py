@@ -39,10 +39,10 @@ def test_small_presets_fit_every_resolution(make_blocks: Callable[..., Any], res
 def test_automatic_presets_are_those_of_the_trials(make_blocks: Callable[..., Any]) -> None:
     ten = tuple("0123456789")
     digits = resolve(None, make_blocks(resolution=8, class_names=ten))
-    assert (digits.preset, _parameters(digits, 10)) == ("tiny", 181_115)
+    assert (digits.preset, _parameters(digits, 10)) == ("tiny", 168_827)
     fashion = resolve("auto", make_blocks(resolution=28, class_names=ten))
     assert fashion.encoder == {"name": "unshuffle", "factor": 4, "channels": 1, "resolution": 28, "padding": 2}
-    assert (fashion.preset, _parameters(fashion, 10)) == ("base", 1_637_371)
+    assert (fashion.preset, _parameters(fashion, 10)) == ("base", 1_526_779)
     assert auto_preset(28, on_gpu=True) == "large"
     with pytest.raises(UserError, match="--resolution 64"):
         auto_preset(128)
