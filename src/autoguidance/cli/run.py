@@ -43,8 +43,9 @@ def run(
     )
     results = run_all(config, progress_bar)
     show_rows(results)
-    console.print(f"{time.monotonic() - started:.0f} s in this call. Report: {folder / 'report.html'}")
-    console.print(f"Sample with it: autoguidance generate --pair {folder / 'pair.json'} --seeds 0-63 --out samples")
+    console.print(f"{time.monotonic() - started:.0f} s in this call. Report: {folder / 'report.html'}", soft_wrap=True)
+    example = f"autoguidance generate --pair {folder / 'pair.json'} --seeds 0-63 --out samples"
+    console.print(f"Sample with it: {example}", soft_wrap=True)
 
 
 def show_rows(results: dict[str, Any]) -> None:
@@ -52,22 +53,23 @@ def show_rows(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     protocol = results["protocol"]
-    table = Table(
-        title=f"Fréchet distance ({protocol['features']} features), {protocol['num_images']} images x {protocol['repeats']} repeats"
-    )
-    for name in ("method", "distance", "w", "main", "guide", "evaluations", "ms/image"):
-        table.add_column(name, justify="left" if name in ("method", "main", "guide") else "right")
-    for row in sorted(results["rows"], key=lambda row: row["fd"]):
+    count = f"{protocol['num_images']} images x {protocol['repeats']} repeats"
+    table = Table(title=f"Fréchet distance ({protocol['features']} features), {count}")
+    for name in ("method", "distance", "w", "interval", "evaluations", "ms/image"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    rows = sorted(results["rows"], key=lambda row: row["fd"])
+    for row in rows:
         spread = "" if row["fd_std"] is None else f" ± {row['fd_std']:.3f}"
         table.add_row(
             row["method"],
             f"{row['fd']:.3f}{spread}",
             f"{row['weight']:.2f}",
-            row["main"],
-            row["guide"] or "-",
+            "-" if row["interval"] is None else f"{row['interval'][0]:g} to {row['interval'][1]:g}",
             f"{row['evaluations_main'] + row['evaluations_guide']:.0f}",
             f"{1000 * row['seconds_per_image']:.1f}",
         )
     console.print(table)
-    if "baseline" in results:
-        console.print(f"Half of the real images against all of them: {results['baseline']['real_half']:.3f}")
+    for row in rows:
+        guide = "" if row["guide"] is None else f", guided by {row['guide']}"
+        console.print(f"{row['method']}: {row['main']}{guide}", markup=False, soft_wrap=True)
+    console.print(f"Half of the real images against all of them: {results['baseline']['real_half']:.3f}", soft_wrap=True)
