@@ -20,8 +20,11 @@ from autoguidance.data.open import open_data
 from autoguidance.train.config import NetworkConfig, TrainConfig
 from autoguidance.train.loop import train
 network = NetworkConfig(model_channels=4, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(), channels_per_head=4)
-config = TrainConfig(network=network, num_images=400, batch_size=8, num_snapshots=25, log_images=16,
-checkpoint_seconds=0.0) result = train(config, open_data(sys.argv[2]), sys.argv[1]) print(result.resumed_from)
+config = TrainConfig(
+    network=network, num_images=400, batch_size=8, num_snapshots=25, log_images=16, checkpoint_seconds=0.0
+)
+result = train(config, open_data(sys.argv[2]), sys.argv[1])
+print(result.resumed_from)
 """
 
 

@@ -150,6 +150,7 @@ def test_written_out_gradients_equal_automatic_double_differentiation():
     by_hand = {name: parameter.grad for name, parameter in network.named_parameters()}
 
     network.zero_grad()
+    network.eval()  # the stored weights are normalized now, and must not be written again before backward()
     at = x.clone().requires_grad_()
     (automatic,) = torch.autograd.grad(network.log_density(at, sigma).sum(), at, create_graph=True)
     assert relative(network.score(x, sigma).detach(), automatic.detach()) < 2e-6

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from autoguidance.data import ImageSource
-    from autoguidance.evaluate import FeatureNetwork, Measurement, Protocol, Reference
+    from autoguidance.evaluate import FeatureNetwork, GeneratedImages, Measurement, Protocol, Reference
     from autoguidance.zoo import Pair
 
 
@@ -41,6 +41,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Where the classifier is stored; trained on --ref if absent.  [default: beside --ref]"),
     ] = None,
+    resolution: Annotated[int | None, typer.Option(help="Centre-crop and resize the real images to this size.")] = None,
     num: Annotated[
         int | None, typer.Option(metavar="N", help="Images per repeat.  [default: all there are, or 1000]")
     ] = None,
@@ -94,9 +95,11 @@ def evaluate(
             rho,
             churn,
         )
-    references = _references(ref, features, classifier, place)
+    given = _open_given(images) if images is not None else None  # before the reference, which may take long
+    references = _references(ref, features, classifier, resolution, place)
     if spec is None:
-        measurement, protocol = _measure_given(images or "", references, num, repeats)
+        assert given is not None
+        measurement, protocol = _measure_given(given, references, num, repeats)
     else:
         denoiser_dtype = o.parse_dtype(dtype, place)
         measurement, protocol = _measure_pair(
@@ -142,7 +145,9 @@ def open_features(
     return network
 
 
-def _references(ref: str, features: str | None, classifier: Path | None, device: "torch.device") -> "list[Reference]":
+def _references(
+    ref: str, features: str | None, classifier: Path | None, resolution: int | None, device: "torch.device"
+) -> "list[Reference]":
     from autoguidance.data import open_data
     from autoguidance.evaluate import Reference, Statistics, is_statistics_file, open_network, source_statistics
 
@@ -163,7 +168,7 @@ def _references(ref: str, features: str | None, classifier: Path | None, device:
         )
         return [Reference(network=network, statistics=statistics)]
     with progress_bar("checking") as progress:
-        source = open_data(ref, progress=progress)
+        source = open_data(ref, resolution=resolution, progress=progress)
     names = (features or ("classifier" if source.num_classes >= 2 else "pixels")).split(",")
     networks = [open_features(name.strip(), ref, source, classifier, device) for name in names]
     with progress_bar("reference") as progress:
@@ -171,13 +176,18 @@ def _references(ref: str, features: str | None, classifier: Path | None, device:
     return [Reference(network=network, statistics=s) for network, s in zip(networks, found, strict=True)]
 
 
-def _measure_given(
-    name: str, references: "list[Reference]", num: int | None, repeats: int
-) -> "tuple[Measurement, Protocol]":
-    from autoguidance.evaluate import evaluate_images, open_generated, protocol_of, split_images
+def _open_given(name: str) -> "GeneratedImages":
+    from autoguidance.evaluate import open_generated
 
     with progress_bar("checking") as progress:
-        given = open_generated(name, progress=progress)
+        return open_generated(name, progress=progress)
+
+
+def _measure_given(
+    given: "GeneratedImages", references: "list[Reference]", num: int | None, repeats: int
+) -> "tuple[Measurement, Protocol]":
+    from autoguidance.evaluate import evaluate_images, protocol_of, split_images
+
     sets = split_images(given.num_images, num, repeats, in_order=given.seeds is not None)
     with progress_bar("measuring") as progress:
         measurement = evaluate_images(

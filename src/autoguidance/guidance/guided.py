@@ -8,6 +8,7 @@ Reference for the interval: Kynkäänniemi et al. 2024, arXiv 2404.07724.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ def check_interval(interval: Interval | None) -> Interval | None:
     return float(low), float(high)
 
 
-class Guided:
+class Guided(ABC):
     """Base of the guidance methods: a Denoiser with the main model's attributes.
 
     Subclasses implement `combine` for the images inside the interval and say by `is_off` whether they change anything at all.
@@ -86,13 +87,13 @@ class Guided:
         """Class names of the main model."""
         return tuple(getattr(self.main, "class_names", ()))
 
+    @abstractmethod
     def is_off(self) -> bool:
         """Whether the result is the main model's for every input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def combine(self, x: Tensor, sigma: Tensor, labels: Tensor | None, denoised: Tensor) -> Tensor:
         """The guided result, given the main model's."""
-        raise NotImplementedError
 
     def __call__(
         self,

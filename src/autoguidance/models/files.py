@@ -105,8 +105,9 @@ def read_model_info(path: Path | str) -> ModelInfo:
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """All tensors of a model file, as stored, on the CPU."""
     path = Path(path)
+    # Cloned: a tensor that safetensors maps from the file dies with a bus error when the file is rewritten in place.
     with _open(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Precond:

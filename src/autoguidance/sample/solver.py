@@ -10,6 +10,7 @@ Reference: Karras et al. 2022, arXiv 2206.00364, Algorithms 1 and 2.
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from autoguidance.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver:
+class Solver(ABC):
     """Settings that every solver has.
 
     Attributes:
@@ -74,9 +75,9 @@ class Solver:
             return min(self.churn / self.num_steps, math.sqrt(2) - 1)
         return 0.0
 
+    @abstractmethod
     def step(self, slope: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, sigma_next: float) -> Tensor:
         """Advance x from sigma to sigma_next; slope(x, sigma) is dx/dsigma. sigma_next is 0 in the last step."""
-        raise NotImplementedError
 
     def integrate(
         self,

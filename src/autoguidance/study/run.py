@@ -221,6 +221,8 @@ class _Run:
         # Until there is a plan nothing was made, so a mistyped first call (an unknown preset) does not bind the folder.
         if path.exists() and (self.out / "plan.json").exists():
             before = read_json(path)
+            if not isinstance(before, dict):
+                raise UserError(f"{path} does not describe a run; choose another folder with --out")
             changed = [key for key, value in content.items() if before.get(key) != value]
             if changed:
                 raise UserError(

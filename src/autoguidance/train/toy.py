@@ -87,7 +87,7 @@ class ToyBatch(NamedTuple):
 
 def stream(*key: int) -> torch.Generator:
     """A generator of its own for a tuple of whole numbers, e.g. (seed, purpose, iteration); different keys are independent."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    state = np.random.SeedSequence(key[0], spawn_key=key[1:]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)
 
 

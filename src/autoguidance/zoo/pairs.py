@@ -119,6 +119,8 @@ class Pair:
                 raise UserError(
                     f"{path} has format version {content['format_version']}, this program reads {FORMAT_VERSION}"
                 )
+            if not isinstance(content["main"], str) or not content["main"]:
+                raise UserError("it names no main model; make one with autoguidance run")
             interval = content["interval"]
             return cls(
                 main=_absolute(content["main"], path.parent) or "",

@@ -100,7 +100,7 @@ def _damage(path: Path, kind: str) -> None:
     if kind == "truncated":
         path.write_bytes(content[: len(content) // 2])
     elif kind == "flipped":
-        middle = content.index(b"images.npy") + 200
+        middle = content.index(b"\x93NUMPY", content.index(b"images.npy")) + 130  # in the pixels
         path.write_bytes(content[:middle] + bytes(255 - b for b in content[middle : middle + 8]) + content[middle + 8 :])
     elif kind == "garbage":
         path.write_bytes(b"not a zip" * 50)

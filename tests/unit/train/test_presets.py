@@ -36,14 +36,15 @@ def test_small_presets_fit_every_resolution(make_blocks: Callable[..., Any], res
     assert bool((make_encoder(config.encoder).decode(latents) == images).all())
 
 
-def test_automatic_presets_are_those_of_the_trials(make_blocks: Callable[..., Any]) -> None:
+def test_automatic_presets_are_of_the_size_that_a_cpu_trains_in_minutes(make_blocks: Callable[..., Any]) -> None:
     ten = tuple("0123456789")
     digits = resolve(None, make_blocks(resolution=8, class_names=ten))
-    assert (digits.preset, _parameters(digits, 10)) == ("tiny", 168_827)
+    assert digits.encoder == {"name": "pixels", "channels": 1, "resolution": 8, "padding": 0}
+    assert 0.1e6 < _parameters(digits, 10) < 0.5e6
     fashion = resolve("auto", make_blocks(resolution=28, class_names=ten))
     assert fashion.encoder == {"name": "unshuffle", "factor": 4, "channels": 1, "resolution": 28, "padding": 2}
-    assert (fashion.preset, _parameters(fashion, 10)) == ("base", 1_526_779)
-    assert auto_preset(28, on_gpu=True) == "large"
+    assert 1e6 < _parameters(fashion, 10) < 2e6
+    assert smaller(auto_preset(28, on_gpu=True)) == fashion.preset == auto_preset(28)
     with pytest.raises(UserError, match="--resolution 64"):
         auto_preset(128)
 
