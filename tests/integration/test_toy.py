@@ -20,6 +20,7 @@ SHORT = ToyStudy(
 )
 
 
+@pytest.mark.slow
 def test_run_toy_writes_results_and_figures_and_repeats_itself(tmp_path):
     seen = []
     results = run_toy(tmp_path / "a", SHORT, progress=lambda done, total, figures: seen.append((done, total)))
@@ -56,3 +57,28 @@ def test_an_output_folder_that_is_a_file_is_refused_before_training(tmp_path, ca
     assert str(tmp_path / "taken") in error
     assert error.count("\n") == 1
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_the_table_shows_every_panel(tmp_path, capsys, monkeypatch):
+    lost = {"sum": 0.25, "sum_by_depth": {"3": 0.5}}
+    panel = {
+        "outside_99": 0.125,
+        "mean_log_density": -3e5,
+        "median_log_density": 1.5,
+        "coverage": 0.75,
+        "lost_mass": lost,
+    }
+    results = {"panels": dict.fromkeys(PANELS, panel), "figures": ["figure1-panels.png"]}
+    studies = []
+
+    def pretend(out, study, progress):
+        studies.append(study)
+        return results
+
+    monkeypatch.setattr("autoguidance.study.toy.run_toy", pretend)
+    assert main(["toy", "--out", str(tmp_path), "--seed", "7"]) == 0
+    assert studies == [ToyStudy(seed=7)]
+    output = capsys.readouterr().out
+    assert output.count("12.5%") == output.count("25.0%") == output.count("50.0%") == len(PANELS)
+    assert "autoguidance" in output
+    assert str(tmp_path / "figure1-panels.png") in output.replace("\n", "")

@@ -10,7 +10,7 @@ from autoguidance.cli.common import app, console, progress_bar
 _TITLES = {
     "truth": "true samples",
     "none": "no guidance",
-    "cfg": "classifier-free guidance",
+    "cfg": "classifier-free",
     "truncation": "naive truncation",
     "autoguidance": "autoguidance",
 }
@@ -20,15 +20,18 @@ def _table(panels: dict[str, dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(title="2D toy, class A")
-    for heading in ("samples", "outside 99 %", "mean log p", "covered", "lost mass", "lost, depth 3"):
-        table.add_column(heading, justify="left" if heading == "samples" else "right")
+    # The mean is at the mercy of a few points far away, so the median stands beside it.
+    table.add_column("samples", no_wrap=True)
+    for heading in ("outside 99 %", "mean log p", "median", "covered", "lost limbs", "lost at depth 3"):
+        table.add_column(heading, justify="right")
     for name, title in _TITLES.items():
         figures = panels[name]
         lost = figures["lost_mass"]
         table.add_row(
             title,
             f"{figures['outside_99']:.1%}",
-            f"{figures['mean_log_density']:.2f}",
+            f"{figures['mean_log_density']:.3g}",
+            f"{figures['median_log_density']:.2f}",
             f"{figures['coverage']:.1%}",
             f"{lost['sum']:.1%}",
             f"{lost['sum_by_depth']['3']:.1%}",

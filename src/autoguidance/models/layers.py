@@ -35,7 +35,7 @@ def normalize(
     else:
         # vector_norm over channels is an order of magnitude slower on a CPU. The tiny term keeps the gradient of a
         # zero slice finite; it is far below eps.
-        norm = x.float().square().sum(dim, keepdim=True).add(1e-30).sqrt()
+        norm = x.float().square().sum([dim] if isinstance(dim, int) else list(dim), keepdim=True).add(1e-30).sqrt()
     norm = torch.add(eps, norm, alpha=math.sqrt(norm.numel() / x.numel()))
     return x / norm.to(x.dtype)
 

@@ -169,7 +169,7 @@ def figure_panels(samples: Mapping[str, Float[Tensor, "N 2"]], panels: Mapping[s
         samples: points per panel, by the names of `PANEL_TITLES`; the first 8192 are drawn.
         panels: the measured "outside_99" and "coverage" of each panel, written below it.
     """
-    view = View(*PANEL_VIEW, 560)
+    view = View(*PANEL_VIEW, 440)
     both, single = _true_densities((view, "AB", 0.0), (view, "A", 0.0))
     figure = Figure(figsize=(20, 5.1), layout="constrained")
     for axes, (name, title) in zip(np.ravel(figure.subplots(1, len(PANEL_TITLES))), PANEL_TITLES.items(), strict=True):

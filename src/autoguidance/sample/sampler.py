@@ -7,8 +7,8 @@ processes (on one kind of machine at a fixed thread count). The micro-batch depe
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -150,7 +150,7 @@ def sample(
     seeds = list(seeds)
     selection: ClassSelection | None = None
     per_seed: list[int] | None = None
-    if isinstance(class_idx, Integral):
+    if isinstance(class_idx, int | np.integer):
         selection = ClassSelection(int(class_idx), denoiser.num_classes)
     elif class_idx is not None:
         if denoiser.num_classes == 0:

@@ -7,8 +7,8 @@ published images of EDM2 models were drawn there).
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -80,7 +80,7 @@ class ClassSelection:
                 raise UserError(f"classes {choice!r}: choose random, balanced, or a list such as 3,5-7") from None
         else:
             assert choice is not None
-            self.classes = [int(choice)] if isinstance(choice, Integral) else [int(c) for c in choice]
+            self.classes = [int(choice)] if isinstance(choice, int | np.integer) else [int(c) for c in choice]
         if not self.classes or not all(0 <= c < num_classes for c in self.classes):
             raise UserError(f"classes {choice!r}: choose numbers from 0 to {num_classes - 1}")
         self.name = ",".join(map(str, self.classes))

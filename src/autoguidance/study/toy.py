@@ -13,7 +13,8 @@ points x ~ p(x; sigma_max):
 What the paper shows by pictures is measured for each panel, against the exact density p of class A at sigma = 0:
 
     outside_99        share of samples whose log p is lower than that of 99 % of true samples (0.01 for a perfect sampler)
-    mean_log_density  mean of log p in nats: falls with outliers, rises with over-concentration
+    mean_log_density  mean of log p in nats: falls with outliers (one far away can decide it: see median_log_density too), rises
+                      with over-concentration
     coverage          share of true samples with a generated one within `coverage_radius`
     lost_mass         sum over parts of the tree of max(0, true mass - generated mass); a sample's mass is divided among the parts
                       by their posterior probabilities. Parts: the trunk and its two limbs ("branches"), and finer ones by depth.

@@ -76,7 +76,7 @@ def run_jobs(
             for name, (process, receiver, start) in list(running.items()):
                 if process.is_alive():
                     continue
-                message = receiver.recv() if receiver.poll() else f"the process ended with code {process.exitcode}"
+                message = _outcome(process.exitcode, receiver)
                 if message is not None:
                     if message.startswith("Traceback"):
                         raise RuntimeError(f"{name}: {message}")
@@ -92,6 +92,16 @@ def run_jobs(
             process.terminate()
             process.join()
     return seconds
+
+
+def _outcome(exit_code: int | None, receiver: Any) -> str | None:
+    """What a process that is gone left: None for success, or what went wrong."""
+    try:
+        if receiver.poll():
+            return receiver.recv()
+    except EOFError:  # it was killed before it could say anything; its end of the pipe is closed
+        pass
+    return f"its process ended with code {exit_code} (out of memory?); the same command goes on from there"
 
 
 def _last_record(run: Path) -> dict[str, Any]:

@@ -1,0 +1,223 @@
+"""`autoguidance run`: from images to results, pair and report; killed in the middle, the same command goes on."""
+
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoguidance.cli import main
+from autoguidance.storage import read_json, read_json_lines
+from autoguidance.study.run import IMAGES_KEPT, SEARCH_SEEDS, SOLVER
+from autoguidance.zoo import Pair
+
+METHODS = ["unguided", "cfg", "cfg+interval", "autoguidance"]
+ROW = {
+    "method",
+    "main",
+    "guide",
+    "weight",
+    "interval",
+    "fd",
+    "fd_std",
+    "fd_repeats",
+    "evaluations_main",
+    "evaluations_guide",
+    "seconds_per_image",
+}
+
+
+def start(data: str, out: Path, minutes: float = 0.2) -> "subprocess.Popen[str]":
+    # fmt: off
+    command = [sys.executable, "-m", "autoguidance", "run", data, "--minutes", str(minutes), "--preset", "tiny",
+               "--out", str(out), "--device", "cpu", "--processes", "2"]
+    # fmt: on
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    stdout, stderr = process.communicate(timeout=400)
+    assert process.returncode == 0, stderr
+    return stdout
+
+
+def kill_when(process: "subprocess.Popen[str]", ready: Callable[[], bool]) -> None:
+    """SIGKILL as soon as `ready`; fails where the process ends before."""
+    deadline = time.monotonic() + 200
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(1.5)  # its workers look for their parent twice a second
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return read_json_lines(path)
+
+
+def key(record: dict[str, Any]) -> str:
+    names = ("method", "main", "guide", "weight", "interval", "first_seed", "num_images")
+    return json.dumps([record[name] for name in names])
+
+
+def check_results(out: Path, methods: list[str]) -> dict[str, Any]:
+    """The schema of results.json (interface.md), and that it says what the journals and files say."""
+    results = read_json(out / "results.json")
+    protocol, rows, search = results["protocol"], results["rows"], results["search"]
+    assert [row["method"] for row in rows] == methods
+    repeats, count = protocol["repeats"], protocol["num_images"]
+    assert repeats >= 3
+    assert protocol["solver"] == SOLVER.describe()
+    assert protocol["seeds"] == [f"{r * count}-{(r + 1) * count - 1}" for r in range(repeats)]
+    assert len(protocol["features_sha256"]) == len(protocol["reference_sha256"]) == 64
+
+    compared = records(out / "compare.jsonl")
+    assert len(compared) == repeats * len(methods)
+    assert max(Counter(map(key, compared)).values()) == 1
+    assert max(Counter(map(key, search)).values()) == 1
+    assert search == records(out / "search.jsonl")
+    assert all(record["first_seed"] >= SEARCH_SEEDS for record in search)  # never the seeds that are reported
+    assert {record["first_seed"] for record in compared} == {r * count for r in range(repeats)}
+
+    steps = 2 * SOLVER.num_steps - 1
+    for row in rows:
+        assert row.keys() >= ROW
+        mine = [r["fd"] for r in compared if r["method"] == row["method"]]
+        assert sorted(row["fd_repeats"]) == sorted(mine)
+        assert row["fd"] == pytest.approx(np.mean(mine))
+        assert row["fd_std"] == pytest.approx(np.std(mine, ddof=1))
+        assert row["evaluations_main"] == steps
+        if row["method"] == "unguided":
+            assert (row["guide"], row["evaluations_guide"]) == (None, 0)
+        elif row["method"] == "cfg+interval":
+            low, high = row["interval"]
+            assert 0 <= low < high
+            assert 0 < row["evaluations_guide"] <= steps
+        else:
+            assert row["interval"] is None
+            assert row["evaluations_guide"] == steps
+        # The setting is the best one of its method in the search.
+        tried = [r for r in search if r["method"] == row["method"]]
+        best = min(tried, key=lambda r: r["fd"])
+        assert all(row[name] == best[name] for name in ("main", "guide", "weight", "interval"))
+        kept = np.load(out / "images" / f"{row['method']}.npz")
+        assert kept["seeds"].tolist() == list(range(min(IMAGES_KEPT, count)))  # equal seeds, side by side
+    # Guided methods could be the weaker ones in so short a run, but every one is measured.
+    assert all(np.isfinite(row["fd"]) and row["fd"] > 0 for row in rows)
+
+    report = (out / "report.html").read_text()
+    assert report.lstrip().lower().startswith("<!doctype html")
+    assert all(method in report for method in methods)
+    assert results["baseline"]["real_half"] > 0
+    pair = Pair.load(out / "pair.json")
+    (row,) = [row for row in rows if row["method"] == "autoguidance"]
+    assert (pair.method, pair.weight) == ("autoguidance", row["weight"])
+    assert pair.measurement["row"] == row
+    assert Path(pair.main).as_posix() == (out / row["main"]).resolve().as_posix()
+    return results
+
+
+def check_generates(out: Path, resolution: int) -> None:
+    target = out.parent / "samples"
+    options = ["--seeds", "0-3", "--steps", "4", "--format", "npz", "--device", "cpu", "--out", str(target)]
+    assert main(["generate", "--pair", str(out / "pair.json"), *options]) == 0
+    images = np.load(target / "images.npz")["images"]
+    assert images.shape == (4, 1, resolution, resolution)
+    assert images.std() > 0
+
+
+@pytest.mark.slow
+def test_run_killed_twice_goes_on_and_a_finished_one_is_quick(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    # First in training, when main has logged but nothing is finished.
+    kill_when(start("digits", out), lambda: len(records(out / "main" / "log.jsonl")) >= 1)
+    assert not (out / "trained.json").exists()
+    plan = (out / "plan.json").read_bytes()
+    # Then in the search, after three measurements; and once more in the comparison.
+    kill_when(start("digits", out), lambda: len(records(out / "search.jsonl")) >= 3)
+    searched = records(out / "search.jsonl")
+    snapshots = {p.name: p.stat().st_mtime_ns for p in (out / "main" / "snapshots").iterdir()}
+    kill_when(start("digits", out), lambda: len(records(out / "compare.jsonl")) >= 2)
+    compared = records(out / "compare.jsonl")
+    assert not (out / "results.json").exists()
+
+    stdout = finish(start("digits", out))
+    assert all(method in stdout for method in METHODS)
+    assert str(out / "report.html") in stdout.replace("\n", "")
+    check_results(out, METHODS)
+    # What was measured before a kill was kept, in place, and not measured again.
+    assert records(out / "search.jsonl")[: len(searched)] == searched
+    assert records(out / "compare.jsonl")[: len(compared)] == compared
+    assert (out / "plan.json").read_bytes() == plan
+    assert {p.name: p.stat().st_mtime_ns for p in (out / "main" / "snapshots").iterdir()} == snapshots
+    check_generates(out, 8)
+
+    files = ("search.jsonl", "compare.jsonl", "plan.json", "plan-measuring.json", "trained.json", "reference.npz")
+    before = {name: (out / name).read_bytes() for name in files}
+    rows = read_json(out / "results.json")["rows"]
+    began = time.monotonic()
+    finish(start("digits", out))
+    assert time.monotonic() - began < 40  # importing, checking the images, drawing the report
+    assert {name: (out / name).read_bytes() for name in files} == before
+    assert read_json(out / "results.json")["rows"] == rows
+
+    refused = start("digits", out, minutes=0.3)
+    _, stderr = refused.communicate(timeout=100)
+    assert refused.returncode == 2
+    assert "other settings (minutes)" in stderr
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_run_on_fashion_mnist(shared: Callable[[str], Path], tmp_path: Path) -> None:
+    # 500 images of 28 x 28, which are padded to 32 and unshuffled.
+    content = lzma.decompress(shared("data/fashion-mnist-20k.npz.xz").read_bytes())
+    arrays = np.load(BytesIO(content))
+    images = next(arrays[name] for name in arrays.files if arrays[name].ndim >= 3)
+    labels = next(arrays[name] for name in arrays.files if arrays[name].ndim == 1)
+    np.savez(tmp_path / "fashion.npz", images=images[:500], labels=labels[:500])
+    finish(start(str(tmp_path / "fashion.npz"), tmp_path / "run"))
+    results = check_results(tmp_path / "run", METHODS)
+    assert (results["dataset"]["num_images"], results["dataset"]["resolution"]) == (500, 28)
+    check_generates(tmp_path / "run", 28)
+
+
+@pytest.mark.slow
+def test_run_without_labels_has_no_cfg(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
+    images[:, 2:6, 2:6] //= 4
+    np.savez(tmp_path / "plain.npz", images=images)
+    finish(start(str(tmp_path / "plain.npz"), tmp_path / "run", minutes=0.05))
+    results = check_results(tmp_path / "run", ["unguided", "autoguidance"])
+    assert results["protocol"]["features"] == "pixels"
+    check_generates(tmp_path / "run", 8)
+
+
+def test_two_commands_in_one_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["run", "digits", "--out", str(tmp_path / "run")]) == 2
+    err = capfd.readouterr().err
+    assert "another process is working in" in err
+    assert err.count("\n") == 1
