@@ -75,9 +75,7 @@ def test_inside_the_interval_it_is_as_without(
     assert not torch.equal(limited(x, torch.tensor(sigma), labels), main(x, torch.tensor(sigma), labels))
 
 
-def test_interval_is_judged_per_image(
-    method: str, guide: Any, network: Make, inputs: tuple[Tensor, Tensor]
-) -> None:
+def test_interval_is_judged_per_image(method: str, guide: Any, network: Make, inputs: tuple[Tensor, Tensor]) -> None:
     x, labels = inputs
     main = network(0)
     limited, always = (METHODS[method](main, guide, 3.0, interval) for interval in ((0.5, 2.0), None))
@@ -130,9 +128,7 @@ def test_one_of_several_guides_at_weight_one_is_not_called(linear: Make, inputs:
     assert (len(main.calls), len(used.calls), len(unused.calls)) == (1, 1, 0)
 
 
-def test_multi_guidance_gives_labels_to_conditional_guides_only(
-    linear: Make, inputs: tuple[Tensor, Tensor]
-) -> None:
+def test_multi_guidance_gives_labels_to_conditional_guides_only(linear: Make, inputs: tuple[Tensor, Tensor]) -> None:
     x, labels = inputs
     conditional, unconditional = linear(0.5), linear(0.3, num_classes=0)
     MultiGuidance(linear(0.9), [(conditional, 2.0), (unconditional, 1.5)])(x, torch.tensor(1.0), labels)
@@ -141,9 +137,7 @@ def test_multi_guidance_gives_labels_to_conditional_guides_only(
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
-def test_one_guide_of_several_is_autoguidance(
-    network: Make, inputs: tuple[Tensor, Tensor], weight: float
-) -> None:
+def test_one_guide_of_several_is_autoguidance(network: Make, inputs: tuple[Tensor, Tensor], weight: float) -> None:
     x, labels = inputs
     main, guide, sigma = network(0), network(1), torch.tensor(0.8)
     torch.testing.assert_close(
@@ -238,7 +232,9 @@ def test_weights_out_of_range_are_refused(method: str, guide: Any, linear: Make,
         METHODS[method](linear(0.9), guide, weight, None)
 
 
-@pytest.mark.parametrize("interval", [(2.0, 0.5), (1.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf)])
+@pytest.mark.parametrize(
+    "interval", [(2.0, 0.5), (1.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf)]
+)
 def test_intervals_out_of_range_are_refused(
     method: str, guide: Any, linear: Make, interval: tuple[float, float]
 ) -> None:

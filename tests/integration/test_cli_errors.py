@@ -119,14 +119,26 @@ MISTAKES: list[tuple[str, str]] = [
     ("train {p}/bad.npz --out {o}", "bad.npz"),
     ("stats {p}/images --features classifier:{p}/cut.safetensors --out {o}/s.npz", "cut.safetensors"),
     # models that do not fit
-    ("generate --main {p}/main.safetensors --guide {p}/r16.safetensors --weight 2 --out {o}", "resolution 8 against 16"),
+    (
+        "generate --main {p}/main.safetensors --guide {p}/r16.safetensors --weight 2 --out {o}",
+        "resolution 8 against 16",
+    ),
     ("generate --main {p}/main.safetensors --guide {p}/rgb.safetensors --weight 2 --out {o}", "channels 1 against 3"),
     ("generate --main {p}/main.safetensors --guide {p}/c4.safetensors --weight 2 --out {o}", "classes 3 against 4"),
     ("generate --main {p}/main.safetensors --guide {p}/u.safetensors --weight 2 --out {o}", "classes 3 against 0"),
-    ("generate --main {p}/main.safetensors --guide {p}/sd.safetensors --weight 2 --out {o}", "sigma_data 0.5 against 0.7"),
-    ("generate --main {p}/main.safetensors --unconditional {p}/c4.safetensors --cfg-weight 2 --out {o}", "has 4 classes"),
+    (
+        "generate --main {p}/main.safetensors --guide {p}/sd.safetensors --weight 2 --out {o}",
+        "sigma_data 0.5 against 0.7",
+    ),
+    (
+        "generate --main {p}/main.safetensors --unconditional {p}/c4.safetensors --cfg-weight 2 --out {o}",
+        "has 4 classes",
+    ),
     ("generate --main {p}/u.safetensors --cfg-weight 2 --out {o}", "class-conditional"),
-    ("evaluate --main {p}/main.safetensors --guide {p}/r16.safetensors --weight 2 --ref {p}/images --features pixels", "resolution"),
+    (
+        "evaluate --main {p}/main.safetensors --guide {p}/r16.safetensors --weight 2 --ref {p}/images --features pixels",
+        "resolution",
+    ),
     # out of range
     (f"{GENERATE} --guide {{p}}/main.safetensors --weight -1", "weight -1"),
     (f"{GENERATE} --guide {{p}}/main.safetensors --weight nan", "weight nan"),
@@ -252,7 +264,13 @@ def test_earlier_results_stay(place: Path, tmp_path: Path, call: Call) -> None:
     assert call(["generate", "--main", f"{place}/main.safetensors", *options])[0] == 0
     before = contents(out)
     assert {"000000.png", "000002.png", "generation.json"} <= before.keys()
-    for changed in (["--steps", "3"], ["--format", "npz"], ["--classes", "1"], ["--cfg-weight", "2"], ["--dtype", "bfloat16"]):
+    for changed in (
+        ["--steps", "3"],
+        ["--format", "npz"],
+        ["--classes", "1"],
+        ["--cfg-weight", "2"],
+        ["--dtype", "bfloat16"],
+    ):
         code, _, err = call(["generate", "--main", f"{place}/main.safetensors", *options, *changed])
         assert code == 2
         assert "choose another output folder" in err

@@ -4,6 +4,7 @@ For data N(0, sd^2) the ideal denoiser is D(x; s) = sd^2 / (s^2 + sd^2) x, the O
 x(s) = x(S) sqrt((s^2 + sd^2) / (S^2 + sd^2)).
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_observed_order(kind: type[Solver], order: float) -> None:
         sigma, x = seen[-2]
         assert sigma == pytest.approx(0.05)
         errors.append(abs(x - denoiser.exact(5.0, 5.0, 0.05)))
-    observed = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    observed = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert errors == sorted(errors, reverse=True)
     assert observed[-1] == pytest.approx(order, abs=0.1), (errors, observed)
 

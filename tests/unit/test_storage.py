@@ -57,17 +57,19 @@ def test_the_old_content_is_there_until_the_end(file: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), UserError("mistake")])
 def test_a_failing_writer_leaves_the_old_content(file: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), atomic_path(file) as temporary:
-        temporary.write_text("half")
-        raise error
+    def write() -> None:
+        with atomic_path(file) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
     assert file.read_text() == "old"
     assert only(file)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open"])
-def test_a_full_disk_is_named_and_the_old_content_stays(
-    file: Path, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named_and_the_old_content_stays(file: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -118,7 +120,11 @@ def test_json_round_trip_and_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert read_json(tmp_path / "a.json") == content
-    for name, text, message in (("missing", None, "does not exist"), ("bad", b"{", "not valid JSON"), ("bytes", b"\xff\xfe", "not valid JSON")):
+    for name, text, message in (
+        ("missing", None, "does not exist"),
+        ("bad", b"{", "not valid JSON"),
+        ("bytes", b"\xff\xfe", "not valid JSON"),
+    ):
         if text is not None:
             (tmp_path / name).write_bytes(text)
         with pytest.raises(UserError, match=message):

@@ -14,7 +14,7 @@ from autoguidance.evaluate.classifier import ClassifierFeatures
 from autoguidance.models import build_model
 from autoguidance.sample import Solver
 from autoguidance.sample.files import read_npz
-from autoguidance.storage import atomic_path, read_json
+from autoguidance.storage import atomic_path, read_json, read_json_lines
 from autoguidance.study.plan import MeasurePlan
 from autoguidance.train.config import TrainConfig
 from autoguidance.tune import Measured, Task
@@ -101,14 +101,14 @@ def describe_dataset(source: ImageSource) -> dict[str, Any]:
     }
 
 
-def describe_training(configs: Mapping[str, TrainConfig], out: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What was trained, how large and for how long."""
+def describe_training(configs: Mapping[str, TrainConfig], out: Path) -> dict[str, Any]:
+    """What was trained, how large and for how long (interruptions not counted)."""
     return {
         name: {
             "preset": config.preset,
             "num_parameters": _num_parameters(out / name),
             "num_images": config.num_images,
-            "seconds": seconds.get(name),
+            "seconds": read_json_lines(out / name / "log.jsonl")[-1]["seconds"],
         }
         for name, config in configs.items()
     }

@@ -188,7 +188,7 @@ class _Run:
             "rows": [{**describe_pair(best[method], self.out), **summary(rows[method])} for method in rows],
             "search": read_json_lines(self.out / "search.jsonl"),
             "dataset": describe_dataset(self.source),
-            "training": describe_training(configs, self.out, read_json(self.out / "trained.json")),
+            "training": describe_training(configs, self.out),
             "baseline": {"real_half": reference[1]},
             "seconds": self.seconds,
             "plan": {"training": to_json(plan), "measuring": to_json(measuring)},

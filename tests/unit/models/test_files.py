@@ -159,7 +159,11 @@ def test_damaged_file_is_refused_in_one_line(file: Path, kind: str) -> None:
         load_model(file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
-    assert "model.safetensors" in str(caught.value) or "configuration" in str(caught.value) or "halved" in str(caught.value)
+    assert (
+        "model.safetensors" in str(caught.value)
+        or "configuration" in str(caught.value)
+        or "halved" in str(caught.value)
+    )
 
 
 def test_a_failed_write_keeps_the_old_file(file: Path, network: Precond, monkeypatch: pytest.MonkeyPatch) -> None:

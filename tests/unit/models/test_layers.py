@@ -1,6 +1,7 @@
 """Magnitude preservation, forced weight normalization, and the cache of normalized weights."""
 
 import copy
+import itertools
 import math
 import pickle
 
@@ -118,7 +119,7 @@ def test_cached_weights_are_the_fresh_ones_and_follow_every_change(kernel: tuple
     with torch.no_grad():
         torch._foreach_lerp_([conv.weight], [torch.ones_like(conv.weight)], 0.5)
     seen.append(check())
-    assert all(not torch.equal(a, b) for a, b in zip(seen[:-1], seen[1:], strict=True))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
     with torch.no_grad():
         assert not torch.equal(conv(x, gain=gain), conv(x, gain=1.0))  # a gain that is no parameter
         assert torch.equal(conv(x, gain=1.0), fresh(conv, x))

@@ -101,7 +101,9 @@ def _damage(path: Path, kind: str) -> None:
         path.write_bytes(content[: len(content) // 2])
     elif kind == "flipped":
         middle = content.index(b"\x93NUMPY", content.index(b"images.npy")) + 130  # in the pixels
-        path.write_bytes(content[:middle] + bytes(255 - b for b in content[middle : middle + 8]) + content[middle + 8 :])
+        path.write_bytes(
+            content[:middle] + bytes(255 - b for b in content[middle : middle + 8]) + content[middle + 8 :]
+        )
     elif kind == "garbage":
         path.write_bytes(b"not a zip" * 50)
     elif kind == "empty":
@@ -123,9 +125,9 @@ def _damage(path: Path, kind: str) -> None:
 
 
 KINDS = (
-    ["truncated", "flipped", "garbage", "empty", "npy", "pickle"]
-    + ["without images", "of unequal length", "a folder", "missing"]
-)  # fmt: skip
+    *("truncated", "flipped", "garbage", "empty", "npy", "pickle"),
+    *("without images", "of unequal length", "a folder", "missing"),
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

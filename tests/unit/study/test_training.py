@@ -32,6 +32,4 @@ def test_a_killed_process_is_named_in_one_line(tmp_path: Path) -> None:
 def test_a_mistake_in_a_process_keeps_its_own_words(tmp_path: Path) -> None:
     jobs = [Job(name="classifier", out=tmp_path / "classifier.safetensors")]
     with pytest.raises(UserError, match=r"classifier: .*nowhere"):
-        run_jobs(
-            jobs, str(tmp_path / "nowhere"), resolution=None, device=torch.device("cpu"), num_processes=2, seed=0
-        )
+        run_jobs(jobs, str(tmp_path / "nowhere"), resolution=None, device=torch.device("cpu"), num_processes=2, seed=0)

@@ -40,7 +40,9 @@ def test_minimum_of_a_separable_quadratic(centre: Point) -> None:
     assert found.best == centre
     assert found.value == 0
     assert not found.exhausted
-    assert found.at_edge == tuple(i for i, (c, size) in enumerate(zip(centre, SIZES, strict=True)) if c in (0, size - 1))
+    assert found.at_edge == tuple(
+        i for i, (c, size) in enumerate(zip(centre, SIZES, strict=True)) if c in (0, size - 1)
+    )
     assert max(Counter(bowl.asked).values()) == 1
     assert found.measured == {point: bowl.value(point) for point in bowl.asked}
     assert len(bowl.asked) < 70  # of 19,602 points
