@@ -23,7 +23,7 @@ from autoguidance.train.presets import auto_preset, resolve, smaller
 
 DEFAULT_MINUTES = {"digits": 6.0}
 OTHER_MINUTES = 60.0
-MAX_PASSES = 40
+MAX_PASSES = 72
 """Most passes of the main model over the data."""
 GUIDE_SHARE = 1 / 16
 METHOD_SHARES = {"unguided": 0.07, "cfg": 0.2, "cfg+interval": 0.23, "autoguidance": 0.5}

@@ -1,8 +1,7 @@
 """Presets: how large a network, how fast, and through which encoder, for a given set of images.
 
 Two kinds. The small-data family `nano < tiny < small < base < large < huge` works for images of 8 to 64 pixels, the
-first four of it on a CPU. Its learning rate is four times the published ones: on digits and Fashion-MNIST that reaches
-the same loss in half the images (docs/log.md). It adapts to the resolution: images above 16 pixels go through an exactly invertible
+first four of it on a CPU. It adapts to the resolution: images above 16 pixels go through an exactly invertible
 pixel-unshuffle by 2 or 4, which turns 32 x 32 pixels into 16 x 8 x 8; convolutions then cost a sixteenth. Parameters
 of the six at 8 x 8 with ten classes: 95k, 379k, 0.9M, 1.5M, 2.7M, 6.1M.
 
@@ -10,7 +9,7 @@ The published sizes `edm2-img64-*` and `edm2-img512-*` are those of Karras et al
 GPUs.
 
 Rates do not depend on how long a run is, so that a run can be made longer and a guide can be trained on a sixteenth
-of the images with the same preset: the ramp-up of the small family ends after 2,000 images.
+of the images with the same preset: the ramp-up of the small family ends after 5,000 images.
 """
 
 import difflib
@@ -60,9 +59,9 @@ def _small(name: str, channels: int, num_images: int) -> Preset:
         network=network,
         num_images=num_images,
         batch_size=128,
-        learning_rate=0.04,
+        learning_rate=0.01,
         ref_batches=400,
-        rampup_images=2_000,
+        rampup_images=5_000,
         log_images=2048,
     )
     return Preset(name=name, family="small", config=config, adapts=True)
