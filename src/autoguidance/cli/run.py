@@ -17,12 +17,14 @@ from autoguidance.cli.common import app, console, progress_bar
 def run(
     data: Annotated[str, typer.Argument(help="Folder, zip, array file, hf://owner/name, or digits.")] = "digits",
     out: Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/NAME]")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time to spend.  [default: 6 for digits, else 60]")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time to spend.  [default: 6.5 for digits, else 60]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes everything random.")] = 0,
     resolution: Annotated[int | None, typer.Option(help="Centre-crop and resize images to this size.")] = None,
     preset: Annotated[str | None, typer.Option(help="Size of the main network.  [default: by resolution]")] = None,
     device: o.DeviceOption = "auto",
-    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes on a CPU.  [default: one per core]")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes on a CPU.  [default: one per core]")
+    ] = None,
 ) -> None:
     """Train main and guide, search the pair, compare with CFG, and write results.json, pair.json and report.html."""
     from autoguidance.study.run import RunConfig
@@ -72,4 +74,6 @@ def show_rows(results: dict[str, Any]) -> None:
     for row in rows:
         guide = "" if row["guide"] is None else f", guided by {row['guide']}"
         console.print(f"{row['method']}: {row['main']}{guide}", markup=False, soft_wrap=True)
-    console.print(f"Half of the real images against all of them: {results['baseline']['real_half']:.3f}", soft_wrap=True)
+    console.print(
+        f"Half of the real images against all of them: {results['baseline']['real_half']:.3f}", soft_wrap=True
+    )

@@ -56,13 +56,30 @@ class SeededNoise:
         return torch.stack([torch.randint(high, (), generator=g, device=self.device) for g in self._generators])
 
 
+def proportional_classes(class_idx: Sequence[int] | np.ndarray, length: int = 4096) -> list[int]:
+    """Classes by seed such that any run of consecutive seeds has the classes in the data's proportions.
+
+    Drawn classes have proportions that vary between samples, and at a thousand images that variation is most of the spread of a
+    Fréchet distance. Here the sorted labels are read at the fractional parts of multiples of the golden ratio, which are spread
+    evenly over any stretch. Use it as a list of classes: the entry at seed mod length.
+
+    Args:
+        class_idx: the data's labels.
+        length: of the list; the pattern repeats after it.
+    """
+    ordered = np.sort(np.asarray(class_idx))
+    places = (np.arange(length) * ((5**0.5 - 1) / 2)) % 1.0
+    return ordered[(places * len(ordered)).astype(np.int64)].tolist()
+
+
 class ClassSelection:
     """How images get their class; always a function of the seed alone.
 
     "random": drawn by the image's generator. "balanced": seed mod num_classes. A list such as "3,5-7": its entry at seed mod length.
     """
 
-    def __init__(self, choice: str | int | Sequence[int] | None, num_classes: int) -> None:
+    def __init__(self, choice: str | int | Sequence[int] | None, num_classes: int, name: str | None = None) -> None:
+        """`name` replaces the list in records."""
         self.num_classes = num_classes
         self.classes: list[int] | None = None
         if choice in (None, "random") or num_classes == 0:
@@ -83,7 +100,7 @@ class ClassSelection:
             self.classes = [int(choice)] if isinstance(choice, int | np.integer) else [int(c) for c in choice]
         if not self.classes or not all(0 <= c < num_classes for c in self.classes):
             raise UserError(f"classes {choice!r}: choose numbers from 0 to {num_classes - 1}")
-        self.name = ",".join(map(str, self.classes))
+        self.name = name or ",".join(map(str, self.classes))
 
     def draw(self, seeds: Sequence[int], noise: SeededNoise) -> Int[Tensor, "N"] | None:
         """Class index per image; None for a model without classes."""

@@ -21,13 +21,13 @@ from autoguidance.sample import Solver
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.presets import auto_preset, resolve, smaller
 
-DEFAULT_MINUTES = {"digits": 6.0}
+DEFAULT_MINUTES = {"digits": 6.5}
 OTHER_MINUTES = 60.0
 MAX_PASSES = 72
 """Most passes of the main model over the data."""
 GUIDE_SHARE = 1 / 16
 METHOD_SHARES = {"unguided": 0.07, "cfg": 0.2, "cfg+interval": 0.23, "autoguidance": 0.5}
-_LEAST_EVALUATIONS = {"unguided": 3, "cfg": 4, "cfg+interval": 4, "autoguidance": 8}
+_LEAST_EVALUATIONS = {"unguided": 3, "cfg": 5, "cfg+interval": 4, "autoguidance": 10}
 _MOST_EVALUATIONS = {"unguided": 11, "cfg": 40, "cfg+interval": 50, "autoguidance": 80}
 _TRAIN_SHARE, _SEARCH_SHARE = 0.45, 0.6  # of the whole; of what is left after training
 _WORKER_START_SECONDS = 8.0  # a new process imports torch and opens the data
@@ -168,7 +168,7 @@ def plan_measuring(
     final_seconds = (1 - _SEARCH_SHARE) * seconds_left * speed
     most = max(1000, min(10_000, source.num_images // 2))
     num_images = round(min(most, max(128, final_seconds / (repeats * sum(cost.values())))))
-    search_images = max(96, min(2_000, num_images // 2))
+    search_images = max(96, min(2_000, int(num_images * 0.8)))
     search_seconds = _SEARCH_SHARE * seconds_left * speed
     shares = {method: METHOD_SHARES[method] for method in cost}
     while True:
@@ -176,10 +176,11 @@ def plan_measuring(
             method: int(search_seconds * share / sum(shares.values()) / (search_images * cost[method]))
             for method, share in shares.items()
         }
-        short = any(budget[method] < 1.5 * _LEAST_EVALUATIONS[method] for method in budget)
+        # Few settings measured well beat many measured badly: on a few hundred images the noise chooses.
+        short = any(budget[method] < 1.4 * _LEAST_EVALUATIONS[method] for method in budget)
         if not short or search_images <= 200:
             break
-        search_images = max(200, int(search_images * 0.8))
+        search_images = max(200, int(search_images * 0.9))
     budget = {m: max(_LEAST_EVALUATIONS[m], min(_MOST_EVALUATIONS[m], count)) for m, count in budget.items()}
     return MeasurePlan(search_images=search_images, search_budget=budget, num_images=num_images, repeats=repeats)
 

@@ -81,7 +81,7 @@ def run_protocol(
         reference=source.name,
         reference_sha256=source.fingerprint,
         num_real=reference.statistics.num,
-        class_sampling="random" if source.num_classes else "none",
+        class_sampling="proportional to the data, by seed" if source.num_classes else "none",
         seeds=tuple(f"{start}-{start + count - 1}" for start in starts),
         repeats=plan.repeats,
         solver=solver.describe(),

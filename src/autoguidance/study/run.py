@@ -30,7 +30,7 @@ from autoguidance.data.source import ImageSource
 from autoguidance.errors import UserError
 from autoguidance.evaluate import Reference, Statistics, half_distance, open_network, source_statistics
 from autoguidance.report.page import write_report
-from autoguidance.sample import Heun
+from autoguidance.sample import Heun, proportional_classes
 from autoguidance.storage import append_json_line, make_folder, read_json, read_json_lines, write_json
 from autoguidance.study.plan import (
     DEFAULT_MINUTES,
@@ -84,7 +84,7 @@ class RunConfig:
     Attributes:
         data: a data set's name.
         out: folder of the run.
-        minutes: budget; None: 6 for digits, 60 otherwise.
+        minutes: budget; None: 6.5 for digits, 60 otherwise.
         seed: fixes everything random.
         resolution: crop and resize images to this; None: as they are.
         preset: size of the main network; None: by resolution.
@@ -178,6 +178,7 @@ class _Run:
             reference=self.out / "reference.npz",
             channels=self.source.channels,
             resolution=self.source.resolution,
+            classes=self._classes,
             device=str(self.config.device),
         )
         best, rows = self._measure(settings, measuring)
@@ -284,6 +285,11 @@ class _Run:
     @property
     def _features(self) -> str:
         return f"classifier:{self.out / 'classifier.safetensors'}" if self.source.num_classes > 1 else "pixels"
+
+    @property
+    def _classes(self) -> tuple[int, ...]:
+        labels = self.source.class_idx
+        return tuple(proportional_classes(labels)) if labels is not None and self.source.num_classes else ()
 
     def _train(self, configs: Mapping[str, TrainConfig]) -> None:
         done = self.out / "trained.json"

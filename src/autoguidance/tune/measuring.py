@@ -69,7 +69,7 @@ class MeasureSettings:
     Attributes:
         features: name for `open_network`.
         reference: statistics file of the real set.
-        classes: class selection by name.
+        classes: classes by seed (see `proportional_classes`); (): drawn by each image's generator.
         device: torch device of the workers.
         num_threads: threads per worker on a CPU.
     """
@@ -78,7 +78,7 @@ class MeasureSettings:
     reference: Path
     channels: int
     resolution: int
-    classes: str = "random"
+    classes: tuple[int, ...] = ()
     device: str = "cpu"
     num_threads: int = 1
 
@@ -129,7 +129,7 @@ class _Worker:
 
         def images() -> Iterator[torch.Tensor]:
             nonlocal sampling_seconds
-            selection = ClassSelection(self.settings.classes, denoiser.num_classes)
+            selection = ClassSelection(self.settings.classes or None, denoiser.num_classes)
             batches = sample_batches(denoiser, seeds, classes=selection, solver=task.pair.solver, batch_size=size)
             while True:
                 start = time.perf_counter()

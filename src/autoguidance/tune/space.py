@@ -11,6 +11,7 @@ The guide is the separately trained one, or an early snapshot of the main run it
 best, so that "how bad" is one ordered axis. A width that the stored snapshots cannot represent is left out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ WEIGHTS = (1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.7, 1.85, 2.0, 2.25,
 EMA_STDS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.085, 0.1, 0.125, 0.15, 0.2, 0.25)
 SIGMA_HIGH = (0.5, 0.8, 1.2, 1.8, 2.7, 4.0, 6.0, 9.0, 80.0)
 SIGMA_LOW = (0.0, 0.05, 0.1, 0.17, 0.28, 0.45)
+_AGES = (1 / 6, 1 / 12, 1 / 3)
 MAX_PROFILE_ERROR = 0.15
 """Largest relative error of a reconstructed EMA profile that the search accepts."""
 
@@ -143,7 +145,7 @@ class SearchSpace:
         """
         if self.method == "unguided":
             return [self.point(ema_main=std) for std in (0.05, 0.1)]
-        weights = (1.15, 1.3, 1.6, 2.0) if thorough else (1.2, 1.6)
+        weights = (1.15, 1.4, 1.85) if thorough else (1.2, 1.6)
         if self.method == "cfg":
             return [self.point(**{"ema_unconditional": 0.07, **best, "weight": w}) for w in weights]
         if self.method == "cfg+interval":
@@ -152,10 +154,18 @@ class SearchSpace:
                 self.point(**{**best, "weight": w * factor, "sigma_hi": high, "sigma_lo": low})
                 for factor, high, low in ((1.0, 2.7, 0.1), (1.25, 1.8, 0.17), (1.25, 4.0, 0.1), (1.0, 80.0, 0.17))
             ]
-        last = len(self.guides) - 1
-        places = sorted({round(last * share) for share in ((0.15, 0.4, 0.65, 1.0) if thorough else (0.2, 0.6))})
-        return [
-            self.point(**{"ema_guide": 0.07, **best, "guide": place, "weight": w})
-            for place in places
-            for w in weights[1::2]
+        # The rule of thumb (the trained guide), and snapshots of the main run at a twelfth, a sixth and a third of it. Small
+        # data wants small w; the trained guide is also tried at the paper's 2.
+        starts = [
+            self.point(**{"ema_guide": 0.05, **best, "guide": self._nearest_guide(share), "weight": 1.3})
+            for share in _AGES
         ]
+        trained = [i for i, guide in enumerate(self.guides) if guide.run != self.main.run]
+        for place in trained[:1]:
+            starts[1:1] = [self.point(**{"ema_guide": 0.05, **best, "guide": place, "weight": w}) for w in (1.3, 2.0)]
+        starts = list(dict.fromkeys(starts))
+        return starts if thorough else starts[:4]
+
+    def _nearest_guide(self, share: float) -> int:
+        own = [i for i, guide in enumerate(self.guides) if guide.run == self.main.run] or list(range(len(self.guides)))
+        return min(own, key=lambda i: abs(math.log(self.guides[i].num_images / (share * self.main.num_images))))

@@ -80,7 +80,9 @@ def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     parsed = parse_model_name(name)
     if parsed.path.is_file() or parsed.path.suffix == ".safetensors":
         if parsed.ema_std is not None or parsed.num_images is not None:
-            raise UserError(f"{name}: a model file has one width and time; name it without @ and :, or name its run folder")
+            raise UserError(
+                f"{name}: a model file has one width and time; name it without @ and :, or name its run folder"
+            )
         return load_model(parsed.path, device=device, dtype=dtype)
     if not parsed.path.exists():
         raise UserError(f"{parsed.path} does not exist; name a model file or a run folder")
