@@ -21,7 +21,7 @@ from autoguidance.sample import Solver
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.presets import auto_preset, resolve, smaller
 
-DEFAULT_MINUTES = {"digits": 6.5}
+DEFAULT_MINUTES = {"digits": 6.0}
 OTHER_MINUTES = 60.0
 MAX_PASSES = 72
 """Most passes of the main model over the data."""
@@ -177,7 +177,7 @@ def plan_measuring(
             for method, share in shares.items()
         }
         # Few settings measured well beat many measured badly: on a few hundred images the noise chooses.
-        short = any(budget[method] < 1.4 * _LEAST_EVALUATIONS[method] for method in budget)
+        short = any(budget[method] < _LEAST_EVALUATIONS[method] for method in budget)
         if not short or search_images <= 200:
             break
         search_images = max(200, int(search_images * 0.9))
