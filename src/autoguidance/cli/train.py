@@ -14,7 +14,7 @@ from autoguidance.cli.common import app, console, progress_bar
 @app.command(
     "train",
     epilog="Example: autoguidance train digits --out runs/main --images 150000. The same command resumes. "
-    "Several processes: torchrun --nproc-per-node 8 -m autoguidance train ...",
+    "Under torchrun (-m autoguidance train) the processes share every batch.",
 )
 def train(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Folder, zip, array file, hf://owner/name, or digits.")],
