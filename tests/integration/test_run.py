@@ -65,14 +65,14 @@ def start() -> Iterator[Start]:
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    stdout, stderr = process.communicate(timeout=400)
+    stdout, stderr = process.communicate(timeout=900)
     assert process.returncode == 0, stderr
     return stdout
 
 
 def kill_when(process: "subprocess.Popen[str]", ready: Callable[[], bool]) -> None:
     """SIGKILL as soon as `ready`; fails where the process ends before."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
