@@ -8,7 +8,9 @@ import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-torch.set_num_threads(1)  # bitwise comparisons need a fixed thread count, and the workers of pytest-xdist share the cores
+torch.set_num_threads(
+    1
+)  # bitwise comparisons need a fixed thread count, and the workers of pytest-xdist share the cores
 
 
 @pytest.fixture(scope="session")
