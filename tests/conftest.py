@@ -8,9 +8,8 @@ import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-torch.set_num_threads(
-    1
-)  # bitwise comparisons need a fixed thread count, and the workers of pytest-xdist share the cores
+# Bitwise comparisons need a fixed thread count, and the workers of pytest-xdist share the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
