@@ -168,6 +168,8 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         self._begin()
+        if (self.out / "report.html").exists():  # written last: the run is complete
+            return read_json(self.out / "results.json")
         plan = self._plan()
         configs = training_configs(plan, self.source, self.config.seed, on_gpu=self.config.on_gpu)
         self._train(configs)

@@ -77,6 +77,8 @@ def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     Returns: D(x, sigma, labels=None) -> denoised, float32; see `Denoiser`.
     Raises: UserError in one line where nothing is there, the file is damaged, or the width or time cannot be had.
     """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device} is not there; use cpu")
     parsed = parse_model_name(name)
     if parsed.path.is_file() or parsed.path.suffix == ".safetensors":
         if parsed.ema_std is not None or parsed.num_images is not None:

@@ -56,6 +56,14 @@ def is_buffer(name: str) -> bool:
     return name.rpartition(".")[2] in ("freqs", "phases")
 
 
+def _read(run: Path, snapshot: Snapshot) -> dict[str, Tensor]:
+    """A snapshot's weights. Raises UserError where its content is not what the manifest recorded."""
+    manifest = Manifest(run)
+    if manifest.path.exists():
+        manifest.verify(snapshot.path.relative_to(run).as_posix())
+    return read_weights(snapshot.path)
+
+
 def average(
     run: Path | str, stds: Sequence[float], num_images: int | None = None, progress=None
 ) -> dict[float, tuple[ModelInfo, dict[str, Tensor]]]:
@@ -66,7 +74,10 @@ def average(
         stds: wanted relative widths. One that is stored at num_images is returned as stored.
         num_images: a stored time; None: the last.
         progress: called with (snapshots read, snapshots, {}).
+
+    Raises: UserError where a snapshot is missing or damaged, or nothing is stored at num_images.
     """
+    run = Path(run)
     snapshots = list_snapshots(run)
     end = snapshots[-1].num_images if num_images is None else num_images
     stored = {snapshot.ema_std: snapshot for snapshot in snapshots if snapshot.num_images == end}
@@ -74,11 +85,11 @@ def average(
     missing = []
     for std in stds:
         if std in stored:
-            results[std] = (read_model_info(stored[std].path), read_weights(stored[std].path))
+            results[std] = (read_model_info(stored[std].path), _read(run, stored[std]))
         else:
             missing.append(std)
     if missing:
-        sources = {(s.num_images, s.ema_std): partial(read_weights, s.path) for s in snapshots}
+        sources = {(s.num_images, s.ema_std): partial(_read, run, s) for s in snapshots}
         weights = reconstruct(sources, end, missing, is_buffer=is_buffer, progress=progress)
         info = read_model_info(next(iter(stored.values())).path)
         for std in missing:

@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoguidance.ema import reconstruct
+from autoguidance.ema import reconstruct, snapshot_name
 from autoguidance.errors import UserError
-from autoguidance.models import Precond, load_model, read_model_info, read_weights
+from autoguidance.models import (
+    ModelInfo,
+    Precond,
+    build_model,
+    load_model,
+    read_model_info,
+    read_weights,
+    save_model,
+)
+from autoguidance.storage import Manifest
 from autoguidance.zoo import average, list_snapshots, load, parse_model_name
 from autoguidance.zoo.runs import is_buffer
 
@@ -138,3 +147,19 @@ def test_a_damaged_snapshot_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"00000002048-0\.050"):
         load(tmp_path / "run@0.07")
     assert load(tmp_path / "run@0.05").num_classes == 3  # the last ones are whole
+
+
+def test_a_snapshot_whose_bits_changed_is_refused(tmp_path: Path) -> None:
+    """Weights that still parse but are not what training committed (a flipped bit) must not be sampled with."""
+    run = tmp_path / "run"
+    config = {"img_resolution": 4, "img_channels": 1, "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
+    config |= {"channels_per_head": 8, "attn_resolutions": []}
+    path = run / "snapshots" / snapshot_name(100, 0.05)
+    save_model(path, build_model(config).state_dict(), ModelInfo(config=config, num_images=100, ema_std=0.05))
+    Manifest(run).commit(path)
+    load(run)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        load(run)
