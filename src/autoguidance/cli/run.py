@@ -17,7 +17,7 @@ from autoguidance.cli.common import app, console, progress_bar
 def run(
     data: Annotated[str, typer.Argument(help="Folder, zip, array file, hf://owner/name, or digits.")] = "digits",
     out: Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/NAME]")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time to spend.  [default: 6 for digits, else 60]")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time to spend.  [default: 6.5 for digits, else 60]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes everything random.")] = 0,
     resolution: Annotated[int | None, typer.Option(help="Centre-crop and resize images to this size.")] = None,
     preset: Annotated[str | None, typer.Option(help="Size of the main network.  [default: by resolution]")] = None,

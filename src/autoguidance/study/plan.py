@@ -1,9 +1,8 @@
 """How to spend the minutes: network sizes, images to train on, samples to measure with; from a short speed test.
 
 The time is divided into training (about half), searching and the final comparison. Training runs in parallel: the
-main model on one core; classifier, guide and unconditional model on the other. Small data has a second limit: a
-network that sees each image too often memorises it, and then there is nothing left to gain (1,797 digits: 600,000
-images are far too many, 130,000 are not).
+main model on one core; classifier, guide and unconditional model on the other. Small data has a second limit, see
+`most_training_images`.
 """
 
 import time
@@ -21,16 +20,27 @@ from autoguidance.sample import Solver
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.presets import auto_preset, resolve, smaller
 
-DEFAULT_MINUTES = {"digits": 6.0}
+DEFAULT_MINUTES = {"digits": 6.5}
 OTHER_MINUTES = 60.0
-MAX_PASSES = 72
-"""Most passes of the main model over the data."""
 GUIDE_SHARE = 1 / 16
-METHOD_SHARES = {"unguided": 0.07, "cfg": 0.2, "cfg+interval": 0.23, "autoguidance": 0.5}
+METHOD_SHARES = {"unguided": 0.05, "cfg": 0.15, "cfg+interval": 0.25, "autoguidance": 0.55}
+"""Of the search. `cfg+interval` starts from what `cfg` found, so both kinds of guidance get about as many settings."""
 _LEAST_EVALUATIONS = {"unguided": 3, "cfg": 5, "cfg+interval": 4, "autoguidance": 10}
 _MOST_EVALUATIONS = {"unguided": 11, "cfg": 40, "cfg+interval": 50, "autoguidance": 80}
 _TRAIN_SHARE, _SEARCH_SHARE = 0.45, 0.6  # of the whole; of what is left after training
 _WORKER_START_SECONDS = 8.0  # a new process imports torch and opens the data
+
+
+def most_training_images(num_images: int, batch_size: int) -> int:
+    """Most images that the main model is trained for on a set of `num_images`, however many minutes there are.
+
+    A network that sees each image too often memorises it. Even before that, samples that lie closer to the training set
+    than new real images would leave nothing that a distance to this set could show (docs/log.md: on 1,797 digits
+    unguided samples get there at about 55 passes). 40 passes up to 2,000 images; more in proportion beyond, where
+    60 minutes on a CPU do not get that far and nothing was measured; at least 500 steps.
+    """
+    passes = 40 * max(1.0, num_images / 2000)
+    return max(int(passes * num_images), 500 * batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +126,8 @@ def plan_training(
         fits = train_rate * seconds / relative
     else:
         fits = train_rate * seconds
-    most = min(int(fits), MAX_PASSES * source.num_images)
     batch = resolve(name, source, on_gpu=on_gpu).batch_size
+    most = min(int(fits), most_training_images(source.num_images, batch))
     main_images = max(most // batch, 32) * batch
     guide_images = max(round(main_images * GUIDE_SHARE / batch), 8) * batch
     # The second core has as long as the main model takes; a third of that is kept for the classifier.

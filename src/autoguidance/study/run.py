@@ -84,7 +84,7 @@ class RunConfig:
     Attributes:
         data: a data set's name.
         out: folder of the run.
-        minutes: budget; None: 6 for digits, 60 otherwise.
+        minutes: budget; None: 6.5 for digits, 60 otherwise.
         seed: fixes everything random.
         resolution: crop and resize images to this; None: as they are.
         preset: size of the main network; None: by resolution.

@@ -49,7 +49,7 @@ def coordinate_search(
         measure: values of several points at once; lower is better. Each point is asked for once.
         starts: points to begin with, most promising first; at least one. All count against the budget.
         budget: most points to measure.
-        steps: first step per axis; None: 3 on axes with more than twelve values, 2 on those with more than six, else 1.
+        steps: first step per axis; None: 2 on axes with more than six values, else 1.
     """
     measured: dict[Point, float] = {}
 
@@ -60,7 +60,7 @@ def coordinate_search(
 
     look(starts)
     best = min(measured, key=measured.__getitem__)
-    stride = list(steps) if steps is not None else [3 if size > 12 else 2 if size > 6 else 1 for size in sizes]
+    stride = list(steps) if steps is not None else [2 if size > 6 else 1 for size in sizes]
     axis, stale = 0, 0
     while len(measured) < budget:
         if stale == len(sizes):
