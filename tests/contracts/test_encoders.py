@@ -1,4 +1,5 @@
-"""One suite for every encoder: decode(encode(u)) is u, and a configuration tells all."""
+"""One suite for every exact encoder: decode(encode(u)) is u, and a configuration tells all. The VAE, which is not exact and needs
+files, has its own in tests/integration/test_latents.py."""
 
 import json
 from typing import Any
@@ -97,7 +98,7 @@ def test_unshuffle_puts_blocks_into_channels() -> None:
 @pytest.mark.parametrize(
     "config, reason",
     [
-        ({"name": "vae"}, "encoder 'vae' is not known; known: pixels, unshuffle"),
+        ({"name": "jpeg"}, "encoder 'jpeg' is not known; known: pixels, unshuffle, vae"),
         ({}, "channels is None"),
         ({"channels": 1}, "encoder None is not known"),
         ({"name": "pixels", "channels": 1, "resolution": 8, "pad": 2}, "unknown setting pad"),

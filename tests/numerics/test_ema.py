@@ -16,11 +16,13 @@ from torch import nn
 from autoguidance.ema import (
     MAX_EMA_STD,
     PowerEMA,
+    combined_widths,
     exponent_to_std,
     power_ema_beta,
     profile_products,
     reconstruct,
     reconstruction_error,
+    reconstruction_errors,
     solve_coefficients,
     std_to_exponent,
 )
@@ -239,3 +241,89 @@ def test_state_round_trip() -> None:
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
     with pytest.raises(UserError, match="does not fit"):
         PowerEMA(Walk(size=3, seed=2), (0.05,)).load_state_dict(state)
+
+
+PUBLISHED = [(step * 2**25, std) for step in range(1, 65) for std in STDS]
+"""The profiles of a published run: every 32 Mi images, two widths."""
+
+WIDE_RANGE = [round(0.01 + 0.005 * step, 3) for step in range(49)]  # 0.010, 0.015, ..., 0.250
+
+
+@pytest.mark.parametrize(("stored", "change"), [(PUBLISHED[:40], 0.3), (PUBLISHED, 0.3), (PUBLISHED, 0.03)])
+def test_streaming_is_the_in_memory_reconstruction(
+    stored: list[Any], change: float, record_property: Callable[[str, object], None]
+) -> None:
+    """Algorithm 3 with every snapshot held in memory, in float64, against the streamed sums: 1e-6 for every width and weight.
+
+    The snapshots share most of their weights, as those of one training do; so the large coefficients of narrow widths cancel, which is
+    the case in which rounding counts most.
+    """
+    rng = np.random.default_rng(0)
+    base, walk = rng.standard_normal(20_000), np.zeros(20_000)
+    theta = []
+    for _ in stored:
+        walk = 0.97 * walk + change * 0.24 * rng.standard_normal(20_000)
+        theta.append((base + walk).astype(np.float32))
+    end = stored[-1][0]
+    exponents = np.array([std_to_exponent(std) for _, std in stored])
+    wanted = np.array([std_to_exponent(std) for std in WIDE_RANGE])
+    times = np.array([time for time, _ in stored], dtype=np.float64)
+
+    def products(t_b: np.ndarray, e_b: np.ndarray) -> np.ndarray:  # Eq. 151
+        t_a, e_a = times[:, None], exponents[:, None]
+        power = np.where(t_a < t_b, e_b, -e_a)
+        return (e_a + 1) * (e_b + 1) * (t_a / t_b) ** power / ((e_a + e_b + 1) * np.maximum(t_a, t_b))
+
+    X = np.linalg.solve(products(times, exponents), products(np.full(len(wanted), float(end)), wanted))
+    expected = (X / X.sum(axis=0)).T @ np.stack(theta).astype(np.float64)
+    states = {
+        profile: (lambda value=value: {"weight": torch.from_numpy(value)})
+        for profile, value in zip(stored, theta, strict=True)
+    }
+    result = reconstruct(states, end, WIDE_RANGE)
+    errors = []
+    for std, truth in zip(WIDE_RANGE, expected, strict=True):
+        difference = result[std]["weight"].double().numpy() - truth
+        errors.append(float(np.linalg.norm(difference) / np.linalg.norm(truth)))
+    record_property("largest_relative_error", max(errors))
+    assert max(errors) < 1e-6, dict(zip(WIDE_RANGE, errors, strict=True))
+
+
+@given(st.lists(st.floats(0.02, 0.2), min_size=1, max_size=3, unique=True), st.integers(2, 12))
+def test_a_stored_profile_combines_to_its_own_width(stds: list[float], steps: int) -> None:
+    stored = [(step * 1000, std) for step in range(1, steps + 1) for std in sorted(stds)]
+    X = np.zeros((len(stored), len(stored)))
+    np.fill_diagonal(X, 1.0)
+    expected = [std * time / (steps * 1000) for time, std in stored]
+    np.testing.assert_allclose(combined_widths(stored, steps * 1000, X), expected, rtol=1e-9)
+
+
+def test_error_and_width_of_a_combination_are_those_of_its_density() -> None:
+    """The combined density on a fine grid: its L2 distance to the wanted one and its standard deviation."""
+    stored = [(step, std) for step in range(1, 9) for std in STDS]
+    count = 200_000
+    tau = (np.arange(count) + 0.5) / count
+
+    def density(time: float, std: float) -> np.ndarray:
+        exponent = std_to_exponent(std)
+        inside = np.minimum(tau * 8 / time, 1.0)
+        return np.where(tau * 8 <= time, (exponent + 1) * inside**exponent * 8 / time, 0.0)
+
+    columns = np.stack([density(*profile) for profile in stored])
+    for std in (0.04, 0.15, 0.25):
+        X = solve_coefficients(stored, [(8, std)])
+        combination = X[:, 0] @ columns
+        wanted = density(8, std)
+        error = math.sqrt(float(((combination - wanted) ** 2).mean() / (wanted**2).mean()))
+        assert reconstruction_errors(stored, [(8, std)], X)[0] == pytest.approx(error, rel=1e-2)
+        mean = float((combination * tau).mean())
+        deviation = math.sqrt(float((combination * (tau - mean) ** 2).mean()))
+        assert combined_widths(stored, 8, X)[0] == pytest.approx(deviation, rel=1e-3)
+
+
+def test_a_combination_that_extrapolates_has_no_width() -> None:
+    stored = [(step, std) for step in range(1, 5) for std in STDS]
+    X = solve_coefficients(stored, [(4, 0.01), (4, 0.1)])
+    widths = combined_widths(stored, 4, X)
+    assert math.isnan(widths[0])
+    assert widths[1] == pytest.approx(0.1)

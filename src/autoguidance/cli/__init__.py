@@ -1,11 +1,18 @@
 """The command line: one module per verb, thin (parse, call, print)."""
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
 
-VERBS = ("run", "data", "train", "ema", "generate", "stats", "evaluate", "report", "toy")
+VERBS = ("run", "data", "train", "ema", "import", "models", "generate", "stats", "evaluate", "report", "toy")
+
+
+def register_verbs() -> None:
+    """Import the verbs' modules, which register themselves with the application."""
+    for verb in VERBS:
+        importlib.import_module(f"autoguidance.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from autoguidance.cli.common import app
     from autoguidance.errors import UserError
 
-    for verb in VERBS:
-        importlib.import_module(f"autoguidance.cli.{verb}")
+    register_verbs()
 
     def fail(message: str) -> int:
         print(f"autoguidance: {message}", file=sys.stderr)  # noqa: T201

@@ -45,6 +45,7 @@ def generate(
     """Draw images from a model or a guided pair."""
     import torch
 
+    from autoguidance.guidance.guided import licences_of
     from autoguidance.sample import ClassSelection, image_encoder, parse_seeds, sample_batches
     from autoguidance.sample.files import SampleFolder
     from autoguidance.train.distributed import choose_device, join_world
@@ -55,7 +56,9 @@ def generate(
     wanted = list(dict.fromkeys(parse_seeds(seeds)))
     choose_device(noise_device)
     with join_world(device) as world, torch.no_grad():
-        denoiser = spec.denoiser(device=world.device, dtype=o.parse_dtype(dtype, world.device))
+        body = o.parse_dtype(dtype, world.device)
+        with progress_bar("models") as progress:
+            denoiser = spec.denoiser(device=world.device, dtype=body, progress=progress)
         selection = ClassSelection(classes, denoiser.num_classes)
         assert spec.solver is not None
         settings = {
@@ -72,6 +75,8 @@ def generate(
             "noise_device": noise_device,
             "dtype": dtype,
         }
+        if licences := licences_of(denoiser):
+            settings["licence"] = licences
         encoder = image_encoder(denoiser)
         world.from_main(lambda: SampleFolder(out, settings, image_format) and None)
         folder = SampleFolder(out, settings, image_format)

@@ -1,6 +1,5 @@
 """Options that several verbs share: which models, how guided, how sampled; and how their text is read."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +11,12 @@ if TYPE_CHECKING:
 
     from autoguidance.zoo import Pair
 
-PairOption = Annotated[Path | None, typer.Option("--pair", help="pair.json (or its folder), as made by run.")]
+PairOption = Annotated[
+    str | None, typer.Option("--pair", help="pair.json (or its folder), as made by run, or preset:NAME (published).")
+]
 MainOption = Annotated[
-    str | None, typer.Option("--main", help="Main model: FILE.safetensors, RUN, RUN@0.070 or RUN@0.070:8Mi.")
+    str | None,
+    typer.Option("--main", help="Main model: FILE.safetensors, RUN, RUN@0.070, RUN@0.070:8Mi or a published name."),
 ]
 GuideOption = Annotated[str | None, typer.Option("--guide", help="Its bad version (autoguidance).")]
 WeightOption = Annotated[float | None, typer.Option("--weight", help="Autoguidance weight w; 1 is off.")]
@@ -61,7 +63,7 @@ def parse_dtype(text: str | None, device: "torch.device") -> "torch.dtype | None
 
 
 def build_pair(
-    pair: Path | None,
+    pair: str | None,
     main: str | None,
     guide: str | None,
     weight: float | None,

@@ -17,7 +17,12 @@ from autoguidance.cli.common import app, console, progress_bar
     "Under torchrun (-m autoguidance train) the processes share every batch.",
 )
 def train(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder, zip, array file, hf://owner/name, or digits.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="Folder or zip (of images or latents), array file, hf://owner/name, digits."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The run folder; where it holds this run already, training goes on.")],
     preset: Annotated[str, typer.Option(help="Size: nano, tiny, small, base, large, huge, edm2-img64-s ...")] = "auto",
     images: Annotated[str | None, typer.Option(metavar="N[Ki|Mi|Gi]", help="Training images, with repetition.")] = None,
@@ -44,7 +49,7 @@ def train(
     num_images = None if images is None else parse_count(images)
     is_main = int(os.environ.get("RANK", "0")) == 0
     with progress_bar("checking images") as checking:
-        source = open_data(data, resolution=resolution, progress=checking if is_main else None)
+        source = open_data(data, resolution=resolution, progress=checking if is_main else None, latents=True)
     config = resolve(
         preset,
         source,

@@ -2,7 +2,9 @@
 input.
 
 `open_data(name)` checks every image and gives an `ImageSource`; `make_encoder(config)` turns its uint8 images into
-float32 latents and back. Pillow, scikit-learn and `datasets` are imported only when a source needs them.
+float32 latents and back. `convert.py` writes a set anew as square PNG files, `encode.py` as latents of a VAE, which
+`open_data(name, latents=True)` opens as a `LatentSource`. Pillow, scikit-learn, `datasets` and diffusers are imported
+only when something needs them.
 """
 
 from autoguidance.data.encoders import Encoder, default_encoder, make_encoder

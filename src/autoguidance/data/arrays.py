@@ -20,7 +20,6 @@ from typing import cast
 import numpy as np
 from jaxtyping import UInt8
 
-from autoguidance.data.crop import center_crop
 from autoguidance.data.decode import BadImageError, Decoded, DecodeOptions
 from autoguidance.data.listing import Labels, Listing, check_labels
 from autoguidance.errors import UserError
@@ -161,9 +160,7 @@ def list_array(
         image = images[index] if channels_last or images.ndim == 3 else images[index].transpose(1, 2, 0)
         if 0 in image.shape:
             raise BadImageError("no pixels")
-        pixels = _flatten(image)
-        if options.resolution is not None:
-            pixels = center_crop(pixels, options.resolution)
+        pixels = options.square(_flatten(image))
         mode = {2: "L"}.get(image.ndim) or {1: "L", 3: "RGB", 4: "RGBA"}[image.shape[2]]
         num_source_pixels = images[index].size // (1 if image.ndim == 2 else image.shape[2])
         return Decoded(pixels=pixels, format="array", mode=mode, num_source_pixels=num_source_pixels)

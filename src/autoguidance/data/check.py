@@ -14,7 +14,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from autoguidance.data.source import (
     parallel_workers,
     planes,
     printable,
+    short_name,
 )
 from autoguidance.errors import UserError
 
@@ -57,20 +57,7 @@ def check_all(
     Raises:
         DataError: anything is wrong with any image; it names all of them.
     """
-    survey = Survey(
-        name=listing.name,
-        kind=listing.kind,
-        num_files=len({*listing.files, *(problem.where for problem in listing.problems)}),
-        ignored=listing.ignored,
-        class_counts=_class_counts(listing),
-        notes=list(listing.notes),
-        problems=list(listing.problems),
-    )
-    if not listing.files:
-        if not survey.problems:
-            survey.problems.append(Problem(where="", what=_no_images(survey)))
-        raise DataError(survey)
-
+    survey = begin_survey(listing)
     check = _Pass(listing, DecodeOptions(resolution=resolution), max_bytes_in_memory)
     with quiet_pillow():
         check.run(progress)
@@ -86,12 +73,35 @@ def check_all(
         )
     if check.num_animated:
         survey.notes.append(f"{check.num_animated} files hold several images or frames: the first counts")
-    survey.problems += check.problems + _size_problems(listing.files, check.sizes)
+    survey.problems += check.problems + size_problems(listing.files, check.sizes)
+    refuse_problems(survey, listing)
+    return check.source(survey)
+
+
+def begin_survey(listing: Listing) -> Survey:
+    """What is known before any file is read. Raises DataError where there is nothing to read."""
+    survey = Survey(
+        name=listing.name,
+        kind=listing.kind,
+        num_files=len({*listing.files, *(problem.where for problem in listing.problems)}),
+        ignored=listing.ignored,
+        class_counts=_class_counts(listing),
+        notes=list(listing.notes),
+        problems=list(listing.problems),
+    )
+    if not listing.files:
+        if not survey.problems:
+            survey.problems.append(Problem(where="", what=_no_images(survey)))
+        raise DataError(survey)
+    return survey
+
+
+def refuse_problems(survey: Survey, listing: Listing) -> None:
+    """Raise DataError with all problems in the order of the files, where there are any."""
     if survey.problems:
         order = {name: number for number, name in enumerate(listing.files)}
         survey.problems.sort(key=lambda problem: (not problem.where, order.get(problem.where, -1)))
         raise DataError(survey)
-    return check.source(survey)
 
 
 def _no_images(survey: Survey) -> str:
@@ -107,7 +117,8 @@ def _class_counts(listing: Listing) -> dict[str, int]:
     return dict(zip(listing.class_names, counts.tolist(), strict=True))
 
 
-def _size_problems(files: Sequence[str], sizes: dict[int, tuple[int, int]]) -> list[Problem]:
+def size_problems(files: Sequence[str], sizes: dict[int, tuple[int, int]]) -> list[Problem]:
+    """Images, by index and (width, height), that keep the set from having one square size."""
     counts = Counter(sizes.values())
     if len(counts) == 0 or (len(counts) == 1 and _is_square(next(iter(counts)))):
         return []
@@ -269,11 +280,3 @@ class _Pass:
             decode=decode,
             checksums=self._checksums,
         )
-
-
-def short_name(name: str) -> str:
-    """A set's name without folders and suffix, for tables: "data/cats.zip" is "cats"."""
-    if name.startswith("hf://"):
-        return name.removeprefix("hf://")
-    path = Path(name)
-    return (path.name if path.is_dir() else path.stem) or path.resolve().name

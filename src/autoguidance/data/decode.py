@@ -31,7 +31,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from autoguidance.data.crop import center_crop
+from autoguidance.data.transforms import DEFAULT_TRANSFORM, TRANSFORMS
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB as RGB; Pillow only warns there, here it is an error
 MAX_FILE_BYTES = 1 << 28  # more than the largest allowed image needs even without compression
@@ -52,12 +52,18 @@ class DecodeOptions:
     """How a whole set is decoded.
 
     Attributes:
-        resolution: crop the largest centred square and resize it to this many pixels; None leaves the size as it is.
+        resolution: make every image square with this many pixels; None leaves the size as it is.
         grey_bits: significant bits of 16-bit grey images, 8 to 16; no value of the set may need more.
+        transform: how they become square: a name in `transforms.TRANSFORMS`.
     """
 
     resolution: int | None = None
     grey_bits: int = 16
+    transform: str = DEFAULT_TRANSFORM
+
+    def square(self, pixels: UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
+        """The pixels as the options want them."""
+        return pixels if self.resolution is None else TRANSFORMS[self.transform](pixels, self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +129,8 @@ def decode_image(content: bytes, options: DecodeOptions) -> Decoded:
     ) as error:  # a damaged file makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
         raise BadImageError(_reason(content, error)) from None
     num_source_pixels = pixels.shape[0] * pixels.shape[1]
-    if options.resolution is not None:
-        pixels = center_crop(pixels, options.resolution)
     return Decoded(
-        pixels=pixels,
+        pixels=options.square(pixels),
         format=file_format,
         mode=mode,
         num_source_pixels=num_source_pixels,

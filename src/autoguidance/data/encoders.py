@@ -1,13 +1,13 @@
-"""Images to the network's input and exactly back.
+"""Images to the network's input and back.
 
-Images u [N, C, R, R] are uint8; latents z [N, C', R', R'] are float32. Both encoders first repeat the edge until the
-picture has P >= R pixels (a U-Net that halves k times needs a multiple of 2^k), then scale:
+Images u [N, C, R, R] are uint8; latents z [N, C', R', R'] are float32. `pixels` and `unshuffle` are exact: they first
+repeat the edge until the picture has P >= R pixels (a U-Net that halves k times needs a multiple of 2^k), then scale:
 
     z = u / 127.5 - 1                        u = trunc(clip(127.5 z + 128, 0, 255)),  cropped to R x R again
 
 `pixels` stops there: C' = C, R' = P. `unshuffle` moves every f x f block into channels, C' = C f^2, R' = P / f,
 channel c f^2 + f dy + dx holding pixel (dy, dx) of each block of channel c: a small network then sees few positions,
-and nothing is lost. Not to be confused with an autoencoder's latents, which are lossy and need a decoder network.
+and nothing is lost. `vae` is an autoencoder (vae.py): lossy, and it needs a network of its own.
 
 An encoder is named by a JSON-like configuration, which model files carry: {"name": "pixels", "channels": 1,
 "resolution": 28, "padding": 2}. `padding` is in pixels on all four sides, or [before, after] where P - R is odd.
@@ -16,7 +16,7 @@ Reference: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of
 (the scaling); Shi et al. 2016, arXiv 1609.05158 (pixel shuffle).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoguidance.data.source import ImageSource
+from autoguidance.data.vae import VaeEncoder, vae_encoder
 from autoguidance.errors import UserError
 
 
@@ -53,11 +54,24 @@ class Encoder(Protocol):
     def img_resolution(self) -> int: ...
 
     def encode(self, images: UInt8[Tensor, "N C R R"]) -> Float[Tensor, "N C2 R2 R2"]:
-        """uint8 images to float32 latents on the same device. Raises UserError where type or shape do not fit."""
+        """uint8 images to float32 latents on the same device, without chance; an autoencoder gives its mean.
+
+        Raises UserError where type or shape do not fit.
+        """
         ...
 
     def decode(self, latents: Float[Tensor, "N C2 R2 R2"]) -> UInt8[Tensor, "N C R R"]:
-        """Latents to uint8 images. decode(encode(u)) is u. Raises UserError where the shape does not fit."""
+        """Latents to uint8 images on the same device. decode(encode(u)) is u, close to u for an autoencoder.
+
+        Raises UserError where the shape does not fit.
+        """
+        ...
+
+    def prepare(self) -> None:
+        """Get ready to decode, so that what is missing shows before hours of sampling and not after them.
+
+        Raises UserError where something is missing.
+        """
         ...
 
 
@@ -117,6 +131,9 @@ class PixelEncoder:
         crop = slice(self.padding[0], self.padding[0] + self.resolution)
         return (latents[..., crop, crop].to(torch.float32) * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnshuffleEncoder:
@@ -167,35 +184,46 @@ class UnshuffleEncoder:
         _check_latents(latents, self.img_channels, self.img_resolution)
         return self.pixels.decode(functional.pixel_shuffle(latents, self.factor))
 
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
 
 def make_encoder(
-    config: Mapping[str, Any] | None, *, img_channels: int | None = None, img_resolution: int | None = None
-) -> PixelEncoder | UnshuffleEncoder:
+    config: Mapping[str, Any] | None,
+    *,
+    img_channels: int | None = None,
+    img_resolution: int | None = None,
+    device: torch.device | str | None = None,
+) -> PixelEncoder | UnshuffleEncoder | VaeEncoder:
     """Build the encoder that a configuration names.
 
     Args:
         config: as `Encoder.config`; None is plain pixels without padding. "pixels" may leave out channels and
-            resolution.
+            resolution, "vae" whatever `vae.vae_encoder` fills in.
         img_channels: channels of the network's latents: they fill what the configuration leaves out, and must fit
             what it says.
             None: the configuration alone counts.
         img_resolution: the same for the latents' resolution.
+        device: where an autoencoder runs; None is where its input lies. Without effect on the others.
 
     Raises:
         UserError: unknown name or key, missing or wrong value, or latents that do not fit the network.
     """
     settings = dict(config or {"name": "pixels"})
     name = settings.pop("name", None)
-    if name not in _BUILDERS:
-        raise UserError(f"encoder {name!r} is not known; known: {', '.join(_BUILDERS)}")
-    keys = {"channels", "resolution", "padding"} | ({"factor"} if name == "unshuffle" else set())
-    if unknown := sorted(map(str, set(settings) - keys)):
-        raise UserError(f"encoder {name!r}: unknown setting {', '.join(unknown)}; known: {', '.join(sorted(keys))}")
-    if name == "pixels":  # published models carry the name alone
-        settings.setdefault("channels", img_channels)
-        if img_resolution is not None and "resolution" not in settings:
-            settings["resolution"] = img_resolution - sum(_padding(settings.get("padding", 0)))
-    encoder = _BUILDERS[name](settings)
+    if name not in _KEYS:
+        raise UserError(f"encoder {name!r} is not known; known: {', '.join(_KEYS)}")
+    if unknown := sorted(map(str, set(settings) - _KEYS[name])):
+        known = ", ".join(sorted(_KEYS[name]))
+        raise UserError(f"encoder {name!r}: unknown setting {', '.join(unknown)}; known: {known}")
+    if name == "vae":
+        encoder = vae_encoder(settings, img_resolution=img_resolution, device=device)
+    else:
+        if name == "pixels":  # published models carry the name alone
+            settings.setdefault("channels", img_channels)
+            if img_resolution is not None and "resolution" not in settings:
+                settings["resolution"] = img_resolution - sum(_padding(settings.get("padding", 0)))
+        encoder = _pixels(settings) if name == "pixels" else _unshuffle(settings)
     found = (encoder.img_channels, encoder.img_resolution)
     wanted = (img_channels or found[0], img_resolution or found[1])
     if found != wanted:
@@ -204,6 +232,15 @@ def make_encoder(
             f"{wanted[1]}x{wanted[1]}; use the encoder that the network was trained with"
         )
     return encoder
+
+
+_PIXEL_KEYS = frozenset({"channels", "resolution", "padding"})
+_KEYS = {
+    "pixels": _PIXEL_KEYS,
+    "unshuffle": _PIXEL_KEYS | {"factor"},
+    "vae": frozenset({"vae", "raw_mean", "raw_std", "channels", "resolution", "factor"}),
+}
+EXACT = ("pixels", "unshuffle")
 
 
 def _pixels(settings: dict[str, Any]) -> PixelEncoder:
@@ -215,12 +252,6 @@ def _pixels(settings: dict[str, Any]) -> PixelEncoder:
 
 def _unshuffle(settings: dict[str, Any]) -> UnshuffleEncoder:
     return UnshuffleEncoder(pixels=_pixels(settings), factor=_integer(settings, "factor"))
-
-
-_BUILDERS: dict[str, Callable[[dict[str, Any]], PixelEncoder | UnshuffleEncoder]] = {
-    "pixels": _pixels,
-    "unshuffle": _unshuffle,
-}
 
 
 def default_encoder(
@@ -237,8 +268,8 @@ def default_encoder(
     Raises:
         UserError: unknown kind, or numbers below 1.
     """
-    if kind not in _BUILDERS:
-        raise UserError(f"encoder {kind!r} is not known; known: {', '.join(_BUILDERS)}")
+    if kind not in EXACT:
+        raise UserError(f"encoder {kind!r} is not known; known: {', '.join(EXACT)}")
     _check_positive("factor", factor)
     _check_positive("multiple_of", multiple_of)
     unit = multiple_of * (factor if kind == "unshuffle" else 1)

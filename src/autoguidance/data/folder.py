@@ -9,8 +9,8 @@ import stat
 from collections import Counter
 from pathlib import Path
 
-from autoguidance.data.decode import MAX_FILE_BYTES, BadImageError, Decoded, DecodeOptions, decode_image
-from autoguidance.data.listing import LABEL_FILE, Listing, labels_from_folders, labels_from_json, sort_out
+from autoguidance.data.decode import MAX_FILE_BYTES, BadImageError
+from autoguidance.data.listing import LABEL_FILE, Listing, labels_from_folders, labels_from_json, list_files, sort_out
 from autoguidance.data.source import Problem
 from autoguidance.errors import UserError
 
@@ -24,19 +24,14 @@ def list_folder(path: Path, name: str) -> Listing:
         labels_from_folders(images) if content is None else labels_from_json(content, images, f"{name}/{LABEL_FILE}")
     )
 
-    def load(index: int, options: DecodeOptions) -> Decoded:
-        return decode_image(read_file(path / images[index]), options)
-
-    return Listing(
+    return list_files(
         name=name,
         kind="folder",
         files=images,
-        load=load,
-        class_idx=labels.class_idx,
-        class_names=labels.class_names,
-        problems=[*problems, *foreign, *labels.problems],
+        read=lambda index: read_file(path / images[index]),
+        labels=labels,
+        problems=[*problems, *foreign],
         ignored=ignored + others,
-        notes=labels.notes,
     )
 
 

@@ -7,12 +7,12 @@ Their class is
   unlabelled; an optional "class_names" list names the classes, which are "0", "1", ... otherwise;
 * else the top-level directory, sorted: class 0 is the first; images that lie directly in the root are unlabelled.
 Files of other kinds are ignored and counted; pictures of a kind that cannot be read are problems, because leaving
-them out silently would change the set.
+them out silently would change the set. A set without any image but with .npy files is one of latents (latent_files.py).
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from autoguidance.data.decode import Decoded, DecodeOptions
+from autoguidance.data.decode import Decoded, DecodeOptions, decode_image
 from autoguidance.data.source import Problem
 from autoguidance.errors import UserError
 
@@ -48,8 +48,22 @@ FOREIGN_SUFFIXES = frozenset(
         "dcm",
     ]
 )
+LATENT_SUFFIX = "npy"
 LABEL_FILE = "dataset.json"
 MAX_LABEL = 65535  # one-hot labels of more classes would not fit; a larger number is an id, not a class
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFiles:
+    """What a set of latents has in place of images.
+
+    Attributes:
+        read: a file's content by index; raises BadImageError.
+        encoder: what dataset.json says of the autoencoder; None where it says nothing.
+    """
+
+    read: Callable[[int], bytes]
+    encoder: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +78,7 @@ class Listing:
         class_idx: int64 per image or None; -1 where a problem says that the label is unusable.
         class_names: () for an unlabelled set.
         problems, ignored, notes: see Survey.
+        latents: set where the files hold latents; `load` is then of no use.
     """
 
     name: str
@@ -75,11 +90,16 @@ class Listing:
     problems: Sequence[Problem] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     notes: Sequence[str] = ()
+    latents: LatentFiles | None = None
 
 
 def sort_out(names: Iterable[str]) -> tuple[list[str], list[Problem], Counter[str]]:
-    """Sorted names of the images among `names` (relative, with "/"), problems, and what is ignored and counted."""
+    """Sorted names of the images among `names` (relative, with "/"), problems, and what is ignored and counted.
+
+    Where there are no images but .npy files, those are what the set holds.
+    """
     images: list[str] = []
+    arrays: list[str] = []
     problems: list[Problem] = []
     ignored: Counter[str] = Counter()
     for name in names:
@@ -91,19 +111,61 @@ def sort_out(names: Iterable[str]) -> tuple[list[str], list[Problem], Counter[st
             images.append(name)
         elif suffix in FOREIGN_SUFFIXES:
             problems.append(Problem(where=name, what=f".{suffix} files cannot be read; convert it to PNG"))
+        elif suffix == LATENT_SUFFIX:
+            arrays.append(name)
         elif name != LABEL_FILE:
             ignored[suffix or "no suffix"] += 1
-    return sorted(images), problems, ignored
+    if arrays and images:
+        ignored[LATENT_SUFFIX] += len(arrays)
+    return sorted(images or arrays), problems, ignored
+
+
+def are_latents(names: Sequence[str]) -> bool:
+    """Whether what `sort_out` found is a set of latents."""
+    return bool(names) and PurePosixPath(names[0]).suffix[1:].lower() == LATENT_SUFFIX
+
+
+def list_files(
+    *,
+    name: str,
+    kind: str,
+    files: Sequence[str],
+    read: Callable[[int], bytes],
+    labels: "Labels",
+    problems: Sequence[Problem],
+    ignored: Counter[str],
+) -> Listing:
+    """The listing of files that are read whole and then decoded; see `Listing`."""
+
+    def load(index: int, options: DecodeOptions) -> Decoded:
+        return decode_image(read(index), options)
+
+    return Listing(
+        name=name,
+        kind=kind,
+        files=files,
+        load=load,
+        class_idx=labels.class_idx,
+        class_names=labels.class_names,
+        problems=[*problems, *labels.problems],
+        ignored=ignored,
+        notes=labels.notes,
+        latents=LatentFiles(read=read, encoder=labels.encoder) if are_latents(files) else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Classes of a list of images; class_idx is None for an unlabelled set, -1 where a problem names the image."""
+    """Classes of a list of images; class_idx is None for an unlabelled set, -1 where a problem names the image.
+
+    `encoder` is what dataset.json says of the autoencoder whose latents the set holds.
+    """
 
     class_idx: Int64[np.ndarray, "N"] | None = None
     class_names: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    encoder: Mapping[str, Any] | None = None
 
 
 def labels_from_folders(images: Sequence[str]) -> Labels:
@@ -151,8 +213,11 @@ def labels_from_json(content: bytes, images: Sequence[str], where: str) -> Label
         raise UserError(
             f'{where} has no "labels"; it must be {{"labels": [["name.png", 6], ...]}} or {{"labels": null}}'
         )
+    encoder = document.get("encoder")
+    if encoder is not None and not isinstance(encoder, dict):
+        raise UserError(f'{where}: "encoder" is not an object; mend or remove it')
     if document["labels"] is None:
-        return Labels()
+        return Labels(encoder=encoder)
     if not isinstance(document["labels"], list):
         raise UserError(f'{where}: "labels" is not a list; it must be [["name.png", 6], ...] or null')
     names = document.get("class_names")
@@ -176,7 +241,12 @@ def labels_from_json(content: bytes, images: Sequence[str], where: str) -> Label
     problems += [Problem(where=name, what=f"missing label: not listed in {LABEL_FILE}") for name in sorted(missing)]
     found = [0 if name in missing else labels[name] for name in images]
     checked = check_labels(found, images, None if names is None else tuple(names))
-    return Labels(class_idx=checked.class_idx, class_names=checked.class_names, problems=(*problems, *checked.problems))
+    return Labels(
+        class_idx=checked.class_idx,
+        class_names=checked.class_names,
+        problems=(*problems, *checked.problems),
+        encoder=encoder,
+    )
 
 
 def check_labels(values: Sequence[Any], names: Sequence[str], class_names: tuple[str, ...] | None) -> Labels:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -191,7 +192,8 @@ def parallel_workers() -> int:
     return min(cores, 16)
 
 
-def _checked_indices(indices: Sequence[int] | np.ndarray | Tensor, num_images: int) -> np.ndarray:
+def checked_indices(indices: Sequence[int] | np.ndarray | Tensor, num_images: int) -> np.ndarray:
+    """Indices as int64. Raises UserError where one is outside 0 .. num_images - 1."""
     chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= num_images):
         raise UserError(
@@ -229,7 +231,7 @@ class ArraySource:
 
     def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n C R R"]:
         """The chosen images, copied. Raises UserError where an index is out of range."""
-        return torch.from_numpy(self.images[_checked_indices(indices, self.num_images)])
+        return torch.from_numpy(self.images[checked_indices(indices, self.num_images)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +260,7 @@ class DecodedSource:
 
     def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n C R R"]:
         """The chosen images. Raises UserError where an index is out of range or a file changed after the check."""
-        chosen = _checked_indices(indices, self.num_images)
+        chosen = checked_indices(indices, self.num_images)
         images = np.empty((len(chosen), self.channels, self.resolution, self.resolution), dtype=np.uint8)
         with warnings.catch_warnings(), ThreadPoolExecutor(parallel_workers()) as pool:
             warnings.simplefilter("ignore")  # Pillow's, about odd metadata
@@ -273,6 +275,14 @@ class DecodedSource:
                 f"{printable(self.survey.name)}: image {index} changed after it was checked; restore it or start again"
             )
         return image
+
+
+def short_name(name: str) -> str:
+    """A set's name without folders and suffix, for tables: "data/cats.zip" is "cats"."""
+    if name.startswith("hf://"):
+        return name.removeprefix("hf://")
+    path = Path(name)
+    return (path.name if path.is_dir() else path.stem) or path.resolve().name
 
 
 def checksum(image: np.ndarray) -> int:

@@ -1,15 +1,16 @@
 """A zip of images, with or without dataset.json (the rules are those of listing.py). Nothing is ever unpacked to the
 disk.
 
-A zip from elsewhere may be hostile: members may declare a wrong or an enormous size, or names that lead out of the
-folder. A member's declared size is compared with a limit before it is opened, no more than that is read, and its
-checksum must fit. Names with ".." or a leading "/" are refused although they could do no harm here, because the set
-would harm whoever unpacks it.
+A zip from elsewhere may be hostile: members may declare a wrong or an enormous size, be links, or have names that lead
+out of the folder. A member's declared size is compared with a limit, and where it is large with its compressed size,
+before it is opened; no more than that is read, and its checksum must fit. Links, and names with ".." or a leading "/",
+are refused although they could do no harm here, because the set would harm whoever unpacks it.
 """
 
 import lzma
 import os
 import re
+import stat
 import struct
 import threading
 import zipfile
@@ -17,12 +18,15 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from autoguidance.data.decode import MAX_FILE_BYTES, BadImageError, Decoded, DecodeOptions, decode_image
-from autoguidance.data.listing import LABEL_FILE, Listing, labels_from_folders, labels_from_json, sort_out
+from autoguidance.data.decode import MAX_FILE_BYTES, BadImageError
+from autoguidance.data.listing import LABEL_FILE, Listing, labels_from_folders, labels_from_json, list_files, sort_out
 from autoguidance.data.source import Problem
 from autoguidance.errors import UserError
 
 _ENCRYPTED = 1  # bit of a member's flags
+# Deflate reaches 1032 : 1 on zeros; no picture worth having shrinks 200 times, and small ones do no harm.
+_MAX_RATIO = 200
+_FREE_BYTES = 16 << 20
 _READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,7 +47,11 @@ def list_zip(path: Path, name: str) -> Listing:
     problems = [
         Problem(where=member, what="a name that leads out of the folder") for member in counts if _is_unsafe(member)
     ]
-    images, foreign, ignored = sort_out(safe)
+    links = {info.filename for info in archive.members if _is_link(info)}
+    problems += [
+        Problem(where=member, what="a symbolic link; store the file itself") for member in safe if member in links
+    ]
+    images, foreign, ignored = sort_out(member for member in safe if member not in links)
     problems += [
         Problem(where=member, what=f"{counts[member]} members have this name")
         for member in images
@@ -58,20 +66,19 @@ def list_zip(path: Path, name: str) -> Listing:
     else:
         labels = labels_from_folders(images)
 
-    def load(index: int, options: DecodeOptions) -> Decoded:
-        return decode_image(archive.read(images[index]), options)
-
-    return Listing(
+    return list_files(
         name=name,
         kind="zip",
         files=images,
-        load=load,
-        class_idx=labels.class_idx,
-        class_names=labels.class_names,
-        problems=[*problems, *foreign, *labels.problems],
+        read=lambda index: archive.read(images[index]),
+        labels=labels,
+        problems=[*problems, *foreign],
         ignored=ignored,
-        notes=labels.notes,
     )
+
+
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(info.external_attr >> 16)
 
 
 def _is_unsafe(name: str) -> bool:
@@ -112,6 +119,10 @@ class ZipReader:
         if info.file_size > MAX_FILE_BYTES:
             raise BadImageError(
                 f"decompression bomb or huge file: {info.file_size:,} bytes, the limit is {MAX_FILE_BYTES:,}"
+            )
+        if info.file_size > max(_FREE_BYTES, _MAX_RATIO * info.compress_size):
+            raise BadImageError(
+                f"decompression bomb: {info.file_size:,} bytes out of {info.compress_size:,}, more than {_MAX_RATIO} : 1"
             )
         try:
             with archive.open(info) as file:

@@ -20,6 +20,7 @@ References: Dowson and Landau 1982, "The Fréchet distance between multivariate 
 2017, arXiv 1706.08500; Chong and Forsyth 2020, arXiv 1911.07023 (the bias).
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ def frechet_terms(a: Statistics, b: Statistics) -> FrechetTerms:
         covariance_term=covariance_term,
         rank_a=factor_a.shape[1],
         rank_b=factor_b.shape[1],
-        few_images=min(a.num, b.num) <= a.num_features,
+        few_images=min(n or math.inf for n in (a.num, b.num)) <= a.num_features,  # 0 is not known
     )
 
 
@@ -116,7 +117,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     terms = frechet_terms(a, b)
     if terms.few_images:
         warnings.warn(
-            f"{min(a.num, b.num)} images for {a.num_features} features: singular covariance, strongly biased distance",
+            f"{min(n for n in (a.num, b.num) if n)} images for {a.num_features} features: singular covariance, strongly biased distance",
             FewImagesWarning,
             stacklevel=2,
         )

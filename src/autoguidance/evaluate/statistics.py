@@ -40,7 +40,7 @@ class Statistics:
     Attributes:
         mean: [d].
         covariance: [d, d], symmetric, normalized by n - 1.
-        num: n, the number of features (images) behind them, at least 2.
+        num: n, the number of features (images) behind them, at least 2; 0 where somebody else's file does not say.
         record: their origin, JSON-like: `features`, `features_sha256`, `source`, `source_sha256`; {} if unknown.
 
     Raises:
@@ -57,7 +57,7 @@ class Statistics:
         covariance = np.asarray(self.covariance, dtype=np.float64)
         if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size, mean.size):
             raise UserError(f"mean {mean.shape} and covariance {covariance.shape} do not fit; give [d] and [d, d]")
-        if self.num < 2:
+        if self.num and self.num < 2:
             raise UserError(f"statistics of {self.num} images have no covariance; give at least 2 images")
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise UserError("mean or covariance holds NaN or infinity; compute the statistics again from the images")

@@ -143,3 +143,14 @@ def require_compatible(main: Denoiser, guide: Denoiser, *, same_classes: bool, r
             raise UserError(
                 f"main and {role} do not fit: {name} {read(main)} against {read(guide)}; choose two models trained on the same data"
             )
+
+
+def licences_of(denoiser: Denoiser) -> list[str]:
+    """Licences that a denoiser, or the models it is guided by, name in their `licence` attribute; sorted, each once."""
+    licence = getattr(denoiser, "licence", None)
+    found = {licence} if licence else set()
+    parts = [getattr(denoiser, name, None) for name in ("main", "guide", "unconditional")]
+    for part in [*parts, *(guide for guide, _ in getattr(denoiser, "guides", ()))]:
+        if part is not None:
+            found.update(licences_of(part))
+    return sorted(found)

@@ -50,12 +50,12 @@ class ModelInfo:
 
 
 def save_model(
-    path: Path | str, weights: Mapping[str, Tensor], info: ModelInfo, dtype: torch.dtype = torch.float32
+    path: Path | str, weights: Mapping[str, Tensor], info: ModelInfo, dtype: torch.dtype | None = torch.float32
 ) -> None:
-    """Write a model file atomically; floating-point weights are stored as `dtype`."""
+    """Write a model file atomically; floating-point weights are stored as `dtype` (None: as they are)."""
     content = json.dumps({"format_version": FORMAT_VERSION, **asdict(info)}, allow_nan=False)
     tensors = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in weights.items()
     }
     with atomic_path(path) as temporary:
@@ -122,7 +122,15 @@ def load_model(path: Path | str, device: torch.device | str = "cpu", dtype: torc
     """
     path = Path(path)
     info = read_model_info(path)
-    return assemble_model(info, read_weights(path), device=device, dtype=dtype, source=str(path))
+    with _open(path) as file:
+        # One tensor at a time, so that half-precision weights and their float32 copies are never both there as a whole.
+        weights = {name: _widened(file.get_tensor(name), device) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    return assemble_model(info, weights, device=device, dtype=dtype, source=str(path))
+
+
+def _widened(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """In float32 on the device; never the file's own memory, which dies with a bus error when the file is rewritten."""
+    return tensor.to(device, torch.float32, copy=True)
 
 
 def assemble_model(
@@ -133,7 +141,7 @@ def assemble_model(
     dtype: torch.dtype | None = None,
     source: str = "the model",
 ) -> Precond:
-    """A ready denoiser from metadata and weights; the weights are widened to float32 and never held twice."""
+    """A ready denoiser from metadata and weights; float32 weights on the device are taken as they are, others widened."""
     with torch.device("meta"):
         model = build_model(dict(info.config))
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -153,4 +161,5 @@ def assemble_model(
     model.body_dtype = dtype
     model.encoder = dict(info.encoder) if info.encoder is not None else None
     model.class_names = info.class_names
+    model.licence = info.licence
     return model.eval().requires_grad_(False)

@@ -35,6 +35,7 @@ class Precond(nn.Module):
     Attributes:
         body_dtype: None (by use_fp16 and device), or the dtype of the U-Net's activations. float16 is ignored on a CPU.
         encoder, class_names: set by whoever loads the model; see `Denoiser`.
+        licence: of the weights, as the model file says; None where it names none.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Precond(nn.Module):
         self.body_dtype: torch.dtype | None = None
         self.encoder: dict[str, Any] | None = None
         self.class_names: tuple[str, ...] = ()
+        self.licence: str | None = None
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_options)
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)

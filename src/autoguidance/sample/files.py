@@ -5,7 +5,8 @@ not made again); other settings are refused, so that a folder never mixes two ex
 batches lie in `.parts/` until all seeds are there.
 
 An npz file holds `seeds` int64 [N], `class_idx` int64 [N] (-1 without classes), `images` uint8 [N, C, H, W] and
-`latents` float32 [N, C, H, W], the sampler's raw result.
+`latents` float32 [N, C, H, W], the sampler's raw result. Where the models demand a licence, `generation.json`, every
+PNG and the npz file (`licence`) name it.
 """
 
 import hashlib
@@ -83,6 +84,7 @@ class SampleFolder:
         self.folder = make_folder(folder)
         self.format = image_format
         self._parts = self.folder / ".parts"
+        self._licence = ", ".join(settings.get("licence", ()))
         # As stored: tuples become lists, so that the comparison is of like with like.
         content = json.loads(json.dumps({**settings, "format": image_format}, allow_nan=False))
         path = self.folder / "generation.json"
@@ -121,7 +123,7 @@ class SampleFolder:
         """Store a finished batch."""
         if self.format == "png":
             for seed, image in zip(batch.seeds, images, strict=True):
-                write_png(self._png(seed), image)
+                write_png(self._png(seed), image, self._licence)
             return
         name = hashlib.sha256(json.dumps(batch.seeds).encode()).hexdigest()[:16]
         write_npz(self._parts / f"{name}.npz", batch, images)
@@ -140,17 +142,26 @@ class SampleFolder:
                 for index, seed in enumerate(arrays["seeds"].tolist()):
                     rows[seed] = {name: values[index] for name, values in arrays.items()}
         order = list(dict.fromkeys([*seeds, *sorted(rows)]))
-        _save(self.npz_path, {name: np.stack([rows[seed][name] for seed in order]) for name in ARRAYS})
+        arrays = {name: np.stack([rows[seed][name] for seed in order]) for name in ARRAYS}
+        if self._licence:
+            arrays["licence"] = np.array(self._licence)
+        _save(self.npz_path, arrays)
         shutil.rmtree(self._parts, ignore_errors=True)
 
 
-def write_png(path: Path | str, image: UInt8[Tensor, "C H W"]) -> None:
-    """Write one uint8 image, grey or RGB, atomically."""
-    from PIL import Image  # not needed by `import autoguidance`
+def write_png(path: Path | str, image: UInt8[Tensor, "C H W"], licence: str = "") -> None:
+    """Write one uint8 image, grey or RGB, atomically; a licence goes into its `License` text field."""
+    from PIL import Image, PngImagePlugin  # not needed by `import autoguidance`
+
+    texts = PngImagePlugin.PngInfo()
+    if licence:
+        texts.add_text("License", licence)
 
     pixels = image.permute(1, 2, 0).numpy()
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(temporary, format="png")
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
+            temporary, format="png", pnginfo=texts
+        )
 
 
 def join_batches(batches: Sequence[SampleBatch]) -> SampleBatch:

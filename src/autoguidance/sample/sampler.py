@@ -51,13 +51,18 @@ def micro_batch_size(denoiser: Denoiser) -> int:
 
 
 def image_encoder(denoiser: Denoiser) -> Encoder:
-    """The encoder that turns the denoiser's latents into uint8 images; plain pixels where it names none."""
-    config = encoder_of(denoiser) or {
-        "name": "pixels",
-        "channels": denoiser.img_channels,
-        "resolution": denoiser.img_resolution,
-    }
-    return make_encoder(config)
+    """The encoder that turns the denoiser's latents into uint8 images, ready; plain pixels where it names none.
+
+    An autoencoder runs where the denoiser does. Raises UserError where what it needs is missing.
+    """
+    encoder = make_encoder(
+        encoder_of(denoiser),
+        img_channels=denoiser.img_channels,
+        img_resolution=denoiser.img_resolution,
+        device=device_of(denoiser),
+    )
+    encoder.prepare()
+    return encoder
 
 
 @torch.no_grad()

@@ -23,9 +23,11 @@ from autoguidance.train.presets import auto_preset, resolve, smaller
 DEFAULT_MINUTES = {"digits": 6.5}
 OTHER_MINUTES = 60.0
 GUIDE_SHARE = 1 / 16
+EMA_STDS = (0.05, 0.1, 0.2)
+"""Averages stored while training. The search likes wide ones in guides; two narrow ones cannot represent them at early times."""
 METHOD_SHARES = {"unguided": 0.05, "cfg": 0.15, "cfg+interval": 0.25, "autoguidance": 0.55}
 """Of the search. `cfg+interval` starts from what `cfg` found, so both kinds of guidance get about as many settings."""
-_LEAST_EVALUATIONS = {"unguided": 3, "cfg": 5, "cfg+interval": 4, "autoguidance": 10}
+_LEAST_EVALUATIONS = {"unguided": 3, "cfg": 5, "cfg+interval": 4, "autoguidance": 12}
 _MOST_EVALUATIONS = {"unguided": 11, "cfg": 40, "cfg+interval": 50, "autoguidance": 80}
 _TRAIN_SHARE, _SEARCH_SHARE = 0.45, 0.6  # of the whole; of what is left after training
 _WORKER_START_SECONDS = 8.0  # a new process imports torch and opens the data
@@ -36,11 +38,11 @@ def most_training_images(num_images: int, batch_size: int) -> int:
 
     A network that sees each image too often memorises it. Even before that, samples that lie closer to the training set
     than new real images would leave nothing that a distance to this set could show (docs/log.md: on 1,797 digits
-    unguided samples get there at about 55 passes). 40 passes up to 2,000 images; more in proportion beyond, where
-    60 minutes on a CPU do not get that far and nothing was measured; at least 500 steps.
+    unguided samples get there at about 55 passes, and guided ones hardly improve after 28). 28 passes up to 2,000 images; more in
+    proportion beyond, where 60 minutes on a CPU do not get that far and nothing was measured; at least 390 steps.
     """
-    passes = 40 * max(1.0, num_images / 2000)
-    return max(int(passes * num_images), 500 * batch_size)
+    passes = 28 * max(1.0, num_images / 2000)
+    return max(int(passes * num_images), 390 * batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,16 @@ def training_configs(plan: TrainPlan, source: ImageSource, seed: int, *, on_gpu:
 
     def config(preset: str, images: int, offset: int, **changes: Any) -> TrainConfig:
         dtype = "bfloat16" if on_gpu else None
-        return resolve(preset, source, num_images=images, seed=3 * seed + offset, dtype=dtype, on_gpu=on_gpu, **changes)
+        return resolve(
+            preset,
+            source,
+            num_images=images,
+            seed=3 * seed + offset,
+            dtype=dtype,
+            on_gpu=on_gpu,
+            ema_stds=EMA_STDS,
+            **changes,
+        )
 
     configs = {
         "main": config(plan.preset, plan.main_images, 0),
@@ -178,7 +189,7 @@ def plan_measuring(
     final_seconds = (1 - _SEARCH_SHARE) * seconds_left * speed
     most = max(1000, min(10_000, source.num_images // 2))
     num_images = round(min(most, max(128, final_seconds / (repeats * sum(cost.values())))))
-    search_images = max(96, min(2_000, int(num_images * 0.8)))
+    search_images = max(160, min(2_000, int(num_images * 0.8)))
     search_seconds = _SEARCH_SHARE * seconds_left * speed
     shares = {method: METHOD_SHARES[method] for method in cost}
     while True:
@@ -188,9 +199,9 @@ def plan_measuring(
         }
         # Few settings measured well beat many measured badly: on a few hundred images the noise chooses.
         short = any(budget[method] < _LEAST_EVALUATIONS[method] for method in budget)
-        if not short or search_images <= 200:
+        if not short or search_images <= 250:
             break
-        search_images = max(200, int(search_images * 0.9))
+        search_images = max(250, int(search_images * 0.9))
     budget = {m: max(_LEAST_EVALUATIONS[m], min(_MOST_EVALUATIONS[m], count)) for m, count in budget.items()}
     return MeasurePlan(search_images=search_images, search_budget=budget, num_images=num_images, repeats=repeats)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from autoguidance.data.encoders import Encoder, make_encoder
-from autoguidance.data.source import ImageSource
+from autoguidance.data.latents import LatentSource, TrainingSource
 from autoguidance.errors import UserError
 from autoguidance.models.precond import build_model
 from autoguidance.train.batches import BatchMaker
@@ -61,7 +61,7 @@ class TrainResult:
 
 def train(
     config: TrainConfig,
-    source: ImageSource,
+    source: TrainingSource,
     out: Path | str,
     *,
     progress: ProgressCallback | None = None,
@@ -73,7 +73,7 @@ def train(
 
     Args:
         config: complete; from `train.presets.resolve`, or made by hand.
-        source: checked images.
+        source: checked images, or latents of images.
         out: the run folder.
         progress: called as progress(images done, images in all, figures) a few times a second.
         callbacks: each called as callback(num_images, paths) after snapshots were written, in the main process.
@@ -109,12 +109,23 @@ def train(
         return _go(config, trainer, batches, folder, counters, progress, callbacks, stop_after_images)
 
 
-def _encoder_for(config: TrainConfig, source: ImageSource, world: World) -> Encoder:
-    """The configured encoder, or plain pixels; checked against the images and the device."""
+def _encoder_for(config: TrainConfig, source: TrainingSource, world: World) -> Encoder:
+    """The configured encoder, or plain pixels, or that of the latents; checked against the data and the device."""
     if config.dtype == "float16" and world.device.type == "cpu":
         raise UserError("dtype float16 needs a GPU; on a CPU use --dtype float32 or bfloat16")
     pixels = {"name": "pixels", "channels": source.channels, "resolution": source.resolution, "padding": 0}
-    encoder = make_encoder(dict(config.encoder) if config.encoder is not None else pixels)
+    is_latent = isinstance(source, LatentSource)
+    default = dict(source.encoder) if is_latent else pixels
+    encoder = make_encoder(dict(config.encoder) if config.encoder is not None else default)
+    if is_latent and encoder.config != default:
+        raise UserError(
+            f"{source.name} holds latents of {default['vae']} for {source.resolution} pixels, the configured encoder is "
+            "another one; resolve the preset for this data"
+        )
+    if not is_latent and encoder.config["name"] == "vae":
+        raise UserError(
+            f"{source.name} holds images, the configured encoder takes latents; make them by `autoguidance data encode`"
+        )
     takes = (encoder.config.get("channels"), encoder.config.get("resolution"))
     if takes != (source.channels, source.resolution):
         raise UserError(
@@ -124,7 +135,7 @@ def _encoder_for(config: TrainConfig, source: ImageSource, world: World) -> Enco
     return encoder
 
 
-def _describe(source: ImageSource) -> dict[str, Any]:
+def _describe(source: TrainingSource) -> dict[str, Any]:
     return {
         "name": source.name,
         "fingerprint": source.fingerprint,

@@ -8,7 +8,8 @@ accumulation rounds take slices of them and draw only those.
 
 Images come in a fresh random order each epoch, a permutation drawn from (seed, epoch): every image is seen once
 before any is seen twice. Per position are drawn: flip and label dropout (2 uniforms), then z of sigma = exp(P_mean +
-P_std z), then the noise [C, H, W].
+P_std z), then the noise [C, H, W], and for latent data sets the noise [C, H, W] by which the latent is drawn from its
+distribution.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Draws:
     label_dropout: Float[Tensor, "n"]  # uniform in [0, 1)
     sigma_normal: Float[Tensor, "n"]  # z, standard normal
     noise: Float[Tensor, "n C H W"]  # standard normal
+    latent_noise: Float[Tensor, "n C H W"] | None = None  # standard normal; None where the data are no distributions
 
 
 class TrainingOrder:
@@ -53,10 +55,12 @@ class TrainingOrder:
         num_images: size of the data set.
         shape: (C, H, W) of what the network sees.
         seed: of the run.
+        draws_latents: whether the data are distributions of latents, of which one is drawn at each position.
     """
 
-    def __init__(self, num_images: int, shape: tuple[int, int, int], seed: int) -> None:
+    def __init__(self, num_images: int, shape: tuple[int, int, int], seed: int, *, draws_latents: bool = False) -> None:
         self.num_images = num_images
+        self.draws_latents = draws_latents
         self.shape = shape
         self.seed = seed
         self._epoch = -1
@@ -82,16 +86,20 @@ class TrainingOrder:
         uniform = torch.empty(count, 2)
         normal = torch.empty(count)
         noise = torch.empty(count, *self.shape)
+        latent_noise = torch.empty_like(noise) if self.draws_latents else None
         generator = self._generator
         for row in range(count):
             generator.manual_seed(mix_seed(self.seed, _IMAGE, start + row))
             uniform[row].uniform_(generator=generator)
             normal[row].normal_(generator=generator)
             noise[row].normal_(generator=generator)
+            if latent_noise is not None:
+                latent_noise[row].normal_(generator=generator)
         return Draws(
             index=self.index(start, count),
             flip=uniform[:, 0],
             label_dropout=uniform[:, 1],
             sigma_normal=normal,
             noise=noise,
+            latent_noise=latent_noise,
         )

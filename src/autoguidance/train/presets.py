@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoguidance.data.encoders import default_encoder
+from autoguidance.data.latents import LatentSource, TrainingSource
 from autoguidance.data.source import ImageSource
 from autoguidance.errors import UserError
 from autoguidance.train.config import NetworkConfig, TrainConfig, apply_overrides
 
+_LATENT_FAMILY = "edm2-img512"
 _FACTORS: dict[str, int] = {"pixels": 1, "unshuffle2": 2, "unshuffle4": 4}
 
 
@@ -164,7 +166,7 @@ def auto_preset(resolution: int, channels: int = 3, *, on_gpu: bool = False) -> 
 
 def resolve(
     name: str | None,
-    source: ImageSource,
+    source: TrainingSource,
     *,
     encoder: str = "auto",
     overrides: Iterable[str] = (),
@@ -175,18 +177,20 @@ def resolve(
 
     Args:
         name: of a preset; None or "auto": by resolution.
-        source: the images.
+        source: the images, or latents of images.
         encoder: what the network works on; "auto" takes pixels up to 16, else unshuffle by 2 or 4 towards a width of
-            8 to 16.
+            8 to 16. A set of latents has its own.
         overrides: `key=value` texts, see `train.config.apply_overrides`; they win over `changes`.
         on_gpu: for the automatic preset.
         changes: fields of TrainConfig by name; None leaves the preset's value.
 
     Raises: UserError where the images do not fit the preset or a change is not possible.
     """
-    preset = find_preset(
-        auto_preset(source.resolution, source.channels, on_gpu=on_gpu) if name in (None, "auto") else str(name)
-    )
+    if name in (None, "auto"):
+        is_latent = isinstance(source, LatentSource)
+        size = source.latent_resolution if is_latent else source.resolution
+        name = auto_preset(size, source.latent_channels if is_latent else source.channels, on_gpu=on_gpu)
+    preset = find_preset(str(name))
     config = fit_to_images(preset, source, encoder)
     if not source.num_classes:
         config = replace(config, unconditional=True)
@@ -194,8 +198,10 @@ def resolve(
     return apply_overrides(config, overrides)
 
 
-def fit_to_images(preset: Preset, source: ImageSource, encoder: str = "auto") -> TrainConfig:
-    """The preset's configuration with encoder and levels for these images."""
+def fit_to_images(preset: Preset, source: TrainingSource, encoder: str = "auto") -> TrainConfig:
+    """The preset's configuration with encoder and levels for these images or latents."""
+    if isinstance(source, LatentSource):
+        return _fit_latents(preset, source, encoder)
     if not preset.adapts:
         return _fit_published(preset, source)
     if encoder == "auto":
@@ -203,20 +209,49 @@ def fit_to_images(preset: Preset, source: ImageSource, encoder: str = "auto") ->
     if encoder not in _FACTORS:
         raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(_FACTORS)}")
     factor = _FACTORS[encoder]
-    # As many levels as bring the deepest one, which attends, to a width of 4 to 7; the padding stays small.
-    levels = 2
-    while -(-source.resolution // factor) >> (levels - 1) >= 8:
-        levels += 1
+    levels = _levels(-(-source.resolution // factor))
     chosen = default_encoder(source, "pixels" if factor == 1 else "unshuffle", factor, multiple_of=2 ** (levels - 1))
     network = replace(preset.config.network, channel_mult=(1, *[2] * (levels - 1)))
     return replace(preset.config, network=network, encoder=chosen.config)
 
 
+def _levels(width: int) -> int:
+    """As many levels as bring the deepest one, which attends, to a width of 4 to 7; the padding stays small."""
+    levels = 2
+    while width >> (levels - 1) >= 8:
+        levels += 1
+    return levels
+
+
+def _fit_latents(preset: Preset, source: LatentSource, encoder: str) -> TrainConfig:
+    if encoder not in ("auto", "vae"):
+        raise UserError(f"{source.name} holds latents, which have their own encoder; leave out --encoder {encoder}")
+    width = source.latent_resolution
+    if not preset.adapts:
+        if preset.family != _LATENT_FAMILY:
+            raise UserError(
+                f"preset {preset.name} works on pixels and {source.name} holds latents; "
+                f"use {preset.name.replace('img64', 'img512')}, or give images"
+            )
+        if width != preset.resolution:
+            raise UserError(
+                f"preset {preset.name} takes latents of {preset.resolution} x {preset.resolution}, those of "
+                f"{source.name} are {width} x {width}; encode images of another size"
+            )
+        return replace(preset.config, encoder=dict(source.encoder))
+    levels = _levels(width)
+    while width % 2 ** (levels - 1):  # latents cannot be padded
+        levels -= 1
+    network = replace(preset.config.network, channel_mult=(1, *[2] * (levels - 1)))
+    return replace(preset.config, network=network, encoder=dict(source.encoder))
+
+
 def _fit_published(preset: Preset, source: ImageSource) -> TrainConfig:
-    if preset.family == "edm2-img512":
+    if preset.family == _LATENT_FAMILY:
         raise UserError(
-            f"preset {preset.name} works on the latents of an image autoencoder, which this version cannot make; "
-            f"use {preset.name.replace('img512', 'img64').replace('xxs', 'xs').replace('xxl', 'xl')} on 64-pixel images"
+            f"preset {preset.name} works on the latents of an image autoencoder and {source.name} holds images; "
+            f"make latents by `autoguidance data encode`, or use "
+            f"{preset.name.replace('img512', 'img64').replace('xxs', 'xs').replace('xxl', 'xl')} on 64-pixel images"
         )
     if source.resolution != preset.resolution:
         raise UserError(

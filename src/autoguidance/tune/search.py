@@ -3,7 +3,8 @@
 A setting of (w, EMA_main, EMA_guide, guide) is a point on a grid of ordered axes. The paper moved a local grid by
 hand around the best point so far (Appendix B.1). Here: measure some starting points; from the best, try both
 neighbours on one axis and go on in the direction that helps; then the next axis; when no axis helps, halve the step;
-stop when the budget is spent or no neighbour is better. Every point is measured on the same seeds, so that
+stop when the budget is spent or no neighbour is better. Where two axes work against each other (a better guide wants a
+larger w), their diagonal is one more direction to try. Every point is measured on the same seeds, so that
 differences between points are mostly differences between settings. Points are measured a few at a time, so several
 processes have work.
 """
@@ -41,6 +42,7 @@ def coordinate_search(
     budget: int,
     *,
     steps: Sequence[int] | None = None,
+    diagonals: Sequence[tuple[int, int]] = (),
 ) -> Search:
     """Minimise a function on a grid.
 
@@ -50,6 +52,7 @@ def coordinate_search(
         starts: points to begin with, most promising first; at least one. All count against the budget.
         budget: most points to measure.
         steps: first step per axis; None: 2 on axes with more than six values, else 1.
+        diagonals: pairs of axes along which the search also moves at once, both up or both down; tried after their second axis.
     """
     measured: dict[Point, float] = {}
 
@@ -61,23 +64,31 @@ def coordinate_search(
     look(starts)
     best = min(measured, key=measured.__getitem__)
     stride = list(steps) if steps is not None else [2 if size > 6 else 1 for size in sizes]
-    axis, stale = 0, 0
+    directions: list[tuple[int, ...]] = []
+    for axis in range(len(sizes)):
+        directions += [(axis,), *(pair for pair in diagonals if pair[1] == axis)]
+    turn, stale = 0, 0
     while len(measured) < budget:
-        if stale == len(sizes):
+        if stale == len(directions):
             if max(stride) == 1:
                 break
             stride, stale = [max(1, step // 2) for step in stride], 0
-        neighbours = []
-        for direction in (1, -1):
-            index = best[axis] + direction * stride[axis]
-            if 0 <= index < sizes[axis]:
-                neighbours.append((*best[:axis], index, *best[axis + 1 :]))
-        look(neighbours)
+        look([point for sign in (1, -1) if (point := _moved(best, directions[turn], sign, stride, sizes))])
         winner = min(measured, key=measured.__getitem__)
         if winner != best:
-            best, stale = winner, 0  # and go on along the same axis
+            best, stale = winner, 0  # and go on along the same direction
         else:
             stale += 1
-            axis = (axis + 1) % len(sizes)
+            turn = (turn + 1) % len(directions)
     edges = tuple(i for i, size in enumerate(sizes) if size > 2 and best[i] in (0, size - 1))
     return Search(best, measured[best], measured, edges, len(measured) >= budget)
+
+
+def _moved(point: Point, axes: tuple[int, ...], sign: int, stride: Sequence[int], sizes: Sequence[int]) -> Point | None:
+    """The neighbour along these axes; None outside the grid."""
+    moved = list(point)
+    for axis in axes:
+        moved[axis] += sign * stride[axis]
+        if not 0 <= moved[axis] < sizes[axis]:
+            return None
+    return tuple(moved)

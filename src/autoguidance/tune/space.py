@@ -156,17 +156,22 @@ class SearchSpace:
 
         # Snapshots of the main run at a sixth, a twelfth and a third of it, with a wide average (docs/log.md: 0.15 and more
         # was best on digits), and the trained guide, whose age is fixed, with a medium one and also at the paper's w.
-        def own(share: float) -> Point:
-            return self.point(**{"ema_guide": 0.15, **best, "guide": self._nearest_guide(share), "weight": 1.3})
+        def own(share: float, w: float) -> Point:
+            return self.point(**{"ema_guide": 0.2, **best, "guide": self._nearest_guide(share), "weight": w})
 
         def trained(w: float) -> list[Point]:
             places = [i for i, guide in enumerate(self.guides) if guide.run != self.main.run][:1]
-            return [self.point(**{"ema_guide": 0.07, **best, "guide": place, "weight": w}) for place in places]
+            return [self.point(**{"ema_guide": 0.1, **best, "guide": place, "weight": w}) for place in places]
 
-        starts = [own(1 / 6), *trained(1.3), own(1 / 12)]
+        starts = [own(1 / 6, 1.3), *trained(1.2), own(1 / 6, 1.5), own(1 / 12, 1.2)]
         if thorough:
-            starts += [*trained(2.0), own(1 / 3)]
+            starts += [*trained(2.0), own(1 / 3, 1.7)]
         return list(dict.fromkeys(starts))
+
+    @property
+    def diagonals(self) -> tuple[tuple[int, int], ...]:
+        """Axes that belong together: the better the guide, the larger w must be for the same effect."""
+        return ((0, 1),) if self.method == "autoguidance" else ()
 
     def _nearest_guide(self, share: float) -> int:
         own = [i for i, guide in enumerate(self.guides) if guide.run == self.main.run] or list(range(len(self.guides)))

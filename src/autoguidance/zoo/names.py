@@ -1,9 +1,11 @@
 """One way to name a model, everywhere.
 
-path.safetensors | RUN (last snapshot, widest stored average) | RUN@0.070 (post-hoc EMA width) | RUN@0.070:8Mi (at 8
-Mi images)
+path.safetensors | RUN (last snapshot, the stored average nearest to 0.100) | RUN@0.070 (post-hoc EMA width) | RUN@0.070:8Mi (at 8
+Mi images) | edm2-img512-s-2147483-0.130 (published; fetched on first use) | hf://owner/repo/file (on huggingface.co)
 """
 
+import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,17 @@ import torch
 
 from autoguidance.ema import MAX_EMA_STD
 from autoguidance.errors import UserError
+from autoguidance.interop.edm2 import PUBLISHED_LICENCE
 from autoguidance.models import Precond, assemble_model, load_model
 from autoguidance.train.config import parse_count
+from autoguidance.zoo.download import ProgressCallback
+from autoguidance.zoo.imports import fetched_file, published_network
+from autoguidance.zoo.published import LICENCE_NOTICE, PRESET_PREFIX, find_preset, is_published_name
 from autoguidance.zoo.runs import average, list_snapshots
 
+_NOTICE_GIVEN = "AUTOGUIDANCE_LICENCE_NOTICE_GIVEN"
+
+_DEFAULT_STD = 0.1
 _NAME = re.compile(r"(?P<run>.+?)(?:@(?P<std>[^@:]*))?(?::(?P<count>[^@:/\\]*))?")
 
 
@@ -25,7 +34,7 @@ class ModelName:
 
     Attributes:
         path: a model file or a run folder.
-        ema_std: wanted width; None: the widest that is stored.
+        ema_std: wanted width; None: the stored one nearest to 0.100.
         num_images: wanted time; None: the last.
     """
 
@@ -43,10 +52,6 @@ class ModelName:
 def parse_model_name(name: str | Path) -> ModelName:
     """Read a model's name. Raises UserError where it follows none of the patterns."""
     text = str(name)
-    if text.startswith(("hf://", "preset:", "edm2-")) and not Path(text).exists():
-        raise UserError(
-            f"{text}: published models cannot be fetched by name in this version; name a model file or a run folder"
-        )
     if Path(text).exists() or text.endswith(".safetensors"):
         return ModelName(Path(text))
     match = _NAME.fullmatch(text)
@@ -65,21 +70,67 @@ def parse_model_name(name: str | Path) -> ModelName:
     return ModelName(Path(match["run"]), std, None if match["count"] is None else parse_count(match["count"]))
 
 
-def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Precond:
+def load(
+    name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: ProgressCallback | None = None,
+) -> Precond:
     """A ready Denoiser by its name.
 
     Args:
-        name: `path.safetensors`, `RUN`, `RUN@0.070` or `RUN@0.070:8Mi`. A width that is not stored is reconstructed (post-hoc EMA); the
-            number of images must be one that is stored.
+        name: `path.safetensors`, `RUN`, `RUN@0.070`, `RUN@0.070:8Mi`, a published network's name, or hf://owner/repo/file. A width that is
+            not stored is reconstructed (post-hoc EMA); the number of images must be one that is stored.
         device: e.g. "cpu", "cuda", "cuda:1".
         dtype: dtype of the network's body; None: float16 on a GPU where the model allows it, else float32.
+
+        progress: of a download, called with (bytes done, bytes in all, {}).
 
     Returns: D(x, sigma, labels=None) -> denoised, float32; see `Denoiser`.
     Raises: UserError in one line where nothing is there, the file is damaged, or the width or time cannot be had.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device} is not there; use cpu")
+    if is_remote(name):
+        name = _local(str(name), progress)
+    model = _load_local(name, device, dtype)
+    if model.licence == PUBLISHED_LICENCE:
+        _notice()
+    return model
+
+
+def is_remote(name: str | Path) -> bool:
+    """Whether a model's name stands for something published, and nothing of that name lies here."""
+    return is_published_name(str(name)) and not Path(name).exists()
+
+
+def _local(name: str, progress: ProgressCallback | None) -> Path:
+    if name.startswith(PRESET_PREFIX):
+        preset = find_preset(name)
+        if len(preset.networks) > 1:
+            raise UserError(f"{name} is a pair, not one model; give it to --pair, or name its main model {preset.main}")
+        name = preset.main
+    if name.startswith("hf://"):
+        match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/([\w./-]+\.safetensors)", name)
+        if match is None or ".." in name:
+            raise UserError(f"{name}: write hf://OWNER/REPOSITORY/FILE.safetensors")
+        return fetched_file(f"https://huggingface.co/{match[1]}/resolve/main/{match[2]}", progress)
+    return published_network(name, progress)
+
+
+def _notice() -> None:
+    """Say the published models' licence once per command, also where several processes load them."""
+    if not os.environ.get(_NOTICE_GIVEN) and os.environ.get("RANK", "0") == "0":
+        logging.getLogger("autoguidance").warning("licence: %s", LICENCE_NOTICE)
+    os.environ[_NOTICE_GIVEN] = "1"
+
+
+def _load_local(name: str | Path, device: torch.device | str, dtype: torch.dtype | None) -> Precond:
     parsed = parse_model_name(name)
+    if parsed.path.suffix == ".pkl" and parsed.path.is_file():
+        raise UserError(
+            f"{name} is a pickle; turn it into a model file first: autoguidance import {name} --out NAME.safetensors"
+        )
     if parsed.path.is_file() or parsed.path.suffix == ".safetensors":
         if parsed.ema_std is not None or parsed.num_images is not None:
             raise UserError(
@@ -92,6 +143,7 @@ def load(name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     if std is None:
         snapshots = list_snapshots(parsed.path)
         end = snapshots[-1].num_images if parsed.num_images is None else parsed.num_images
-        std = max((s.ema_std for s in snapshots if s.num_images == end), default=snapshots[-1].ema_std)
+        stored = [s.ema_std for s in snapshots if s.num_images == end] or [snapshots[-1].ema_std]
+        std = min(stored, key=lambda width: abs(width - _DEFAULT_STD))
     info, weights = average(parsed.path, [std], parsed.num_images)[std]
     return assemble_model(info, weights, device=device, dtype=dtype, source=str(parsed))

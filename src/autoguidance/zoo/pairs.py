@@ -13,9 +13,11 @@ from autoguidance.diffusion.denoiser import Denoiser
 from autoguidance.errors import UserError
 from autoguidance.guidance import Autoguidance, ClassifierFree, Interval, MultiGuidance
 from autoguidance.guidance.guided import check_interval, check_weight
-from autoguidance.sample import Solver, solver_from_description
+from autoguidance.sample import Heun, Solver, solver_from_description
 from autoguidance.storage import read_json, write_json
-from autoguidance.zoo.names import ModelName, load, parse_model_name
+from autoguidance.zoo.download import ProgressCallback
+from autoguidance.zoo.names import ModelName, is_remote, load, parse_model_name
+from autoguidance.zoo.published import PRESET_PREFIX, PublishedPair, find_preset, is_published_name
 
 FORMAT_VERSION = 1
 Loader = Callable[[str], Denoiser]
@@ -65,14 +67,16 @@ class Pair:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         loader: Loader | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Denoiser:
         """The pair as one Denoiser; a model that cannot matter (weight 1) is not loaded.
 
         Args:
             device, dtype: as for `load`.
             loader: loads a model by name; None is `load`. A search passes one that caches.
+            progress: of downloads, called with (bytes done, bytes in all, {}).
         """
-        get = loader or (lambda name: load(name, device=device, dtype=dtype))
+        get = loader or (lambda name: load(name, device=device, dtype=dtype, progress=progress))
         main = get(self.main)
         guided, free = self.guide is not None and self.weight != 1, self.cfg_weight != 1
         if guided and free:
@@ -108,8 +112,25 @@ class Pair:
         write_json(path, content)
 
     @classmethod
+    def _of_preset(cls, preset: PublishedPair) -> "Pair":
+        return cls(
+            main=preset.main,
+            guide=preset.guide,
+            weight=preset.weight,
+            unconditional=preset.unconditional,
+            cfg_weight=preset.cfg_weight,
+            solver=Heun(),  # the published figures were measured with 32 Heun steps
+            measurement={"published": {preset.metric: preset.figure}},
+        )
+
+    @classmethod
     def load(cls, path: Path | str) -> "Pair":
-        """Read pair.json. Raises UserError where it is missing, damaged, or names what cannot be."""
+        """Read pair.json (or its folder), or a published `preset:NAME`.
+
+        Raises: UserError where it is missing, damaged, or names what cannot be.
+        """
+        if str(path).startswith(PRESET_PREFIX):
+            return cls._of_preset(find_preset(str(path)))
         path = Path(path)
         if path.is_dir():
             path = path / "pair.json"
@@ -141,16 +162,16 @@ class Pair:
 
 
 def _relative(name: str | None, folder: Path) -> str | None:
-    if name is None:
-        return None
+    if name is None or is_remote(name):
+        return name
     parsed = parse_model_name(name)
     model, base = parsed.path.resolve(), folder.resolve()
     return str(replace(parsed, path=model.relative_to(base) if model.is_relative_to(base) else model))
 
 
 def _absolute(name: str | None, folder: Path) -> str | None:
-    if name is None:
-        return None
+    if name is None or is_published_name(name):
+        return name
     # The name's pattern is applied to the path beside the file, which exists; `ModelName` splits off width and time.
     parsed: ModelName = parse_model_name(name if Path(name).is_absolute() else str(folder / name))
     return str(parsed)

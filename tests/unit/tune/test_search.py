@@ -59,6 +59,20 @@ def test_rotated_quadratic(angle: float) -> None:
     assert max(Counter(bowl.asked).values()) == 1
 
 
+def test_a_diagonal_follows_a_narrow_valley() -> None:
+    # 30 times as steep across the diagonal as along it: single axes creep along the wall and stop before the end.
+    across, along = np.array([1, -1]) / math.sqrt(2), np.array([1, 1]) / math.sqrt(2)
+    matrix = 30 * np.outer(across, across) + np.outer(along, along)
+    plain, both = Bowl((12, 12), matrix), Bowl((12, 12), matrix)
+    stuck = coordinate_search((18, 18), plain, [(3, 4)], budget=60)
+    found = coordinate_search((18, 18), both, [(3, 4)], budget=60, diagonals=[(0, 1)])
+    assert found.best == (12, 12)
+    assert stuck.best != (12, 12)
+    assert len(both.asked) < len(plain.asked)
+    assert max(Counter(both.asked).values()) == 1
+    assert all(0 <= index < 18 for point in both.asked for index in point)
+
+
 def test_weak_dependence_costs_little() -> None:
     bowl = Bowl((6, 6), np.array([[1.0, 0.3], [0.3, 1.0]]))
     assert coordinate_search((18, 18), bowl, [(0, 17), (17, 17)], budget=60).best == (6, 6)

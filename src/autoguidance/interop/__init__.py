@@ -1,0 +1,1 @@
+"""Files and pipelines of other programs."""
