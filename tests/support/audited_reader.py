@@ -191,6 +191,7 @@ def _child(jobs_file: str) -> None:
     print("READY", flush=True)  # noqa: T201
     for path, kind in content["jobs"]:
         gc.collect()
+        gc.freeze()  # what was imported since
         size = Path(path).stat().st_size
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

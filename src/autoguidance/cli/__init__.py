@@ -4,7 +4,9 @@ import importlib
 import keyword
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 VERBS = ("run", "data", "train", "ema", "import", "models", "generate", "stats", "evaluate", "report", "toy")
 
@@ -32,9 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     try:
-        result = app(
-            args=None if arguments is None else list(arguments), prog_name="autoguidance", standalone_mode=False
-        )
+        with warnings.catch_warnings():
+            python_form = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+                if category.__module__.startswith(
+                    "autoguidance."
+                ):  # ours are for the user: one line, without the place in the code
+                    print(f"autoguidance: {message}", file=sys.stderr)  # noqa: T201
+                else:
+                    python_form(message, category, *place)
+
+            warnings.showwarning = show
+            result = app(
+                args=None if arguments is None else list(arguments), prog_name="autoguidance", standalone_mode=False
+            )
     except UserError as error:
         return fail(str(error))
     except typer.TyperException as error:

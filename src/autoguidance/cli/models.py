@@ -37,7 +37,9 @@ def models(
         # Stored in float16: two bytes a parameter.
         size = f"{2 * row['parameters'] / 1e6:,.0f} MB"
         figure = f"{row['metric']} {row['figure']:g}"
-        typer.echo(f"{row['name']:<38}  {figure:<16} {guided:<7} {size:>9}  {'cached' if row['cached'] else ''}".rstrip())
+        typer.echo(
+            f"{row['name']:<38}  {figure:<16} {guided:<7} {size:>9}  {'cached' if row['cached'] else ''}".rstrip()
+        )
         typer.echo(f"    {row['main']}" + (f", guided by {row['guide']}" if row["guide"] else ""))
     console.print(f"cache: {cache_folder()}", markup=False, soft_wrap=True)
     console.print(f"licence: {LICENCE_NOTICE}", markup=False, soft_wrap=True)

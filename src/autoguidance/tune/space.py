@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoguidance.ema import reconstruction_error
+from autoguidance.ema import MAX_PROFILE_ERROR, reconstruction_error
 from autoguidance.errors import UserError
 from autoguidance.sample import Solver
 from autoguidance.tune.search import Point
@@ -25,8 +25,6 @@ WEIGHTS = (1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.7, 1.85, 2.0, 2.25,
 EMA_STDS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.085, 0.1, 0.125, 0.15, 0.2, 0.25)
 SIGMA_HIGH = (0.5, 0.8, 1.2, 1.8, 2.7, 4.0, 6.0, 9.0, 80.0)
 SIGMA_LOW = (0.0, 0.05, 0.1, 0.17, 0.28, 0.45)
-MAX_PROFILE_ERROR = 0.15
-"""Largest relative error of a reconstructed EMA profile that the search accepts."""
 
 
 @dataclass(frozen=True)

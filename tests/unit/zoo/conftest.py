@@ -1,6 +1,5 @@
 """A run folder with snapshots of a small network at two times."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import torch
 from autoguidance.ema import snapshot_name
 from autoguidance.models import ModelInfo, build_model, save_model
 from autoguidance.storage import Manifest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))  # the writer of published files
 
 CONFIG: dict[str, Any] = {
     "img_resolution": 8,

@@ -31,7 +31,7 @@ def test_a_file_and_the_run_that_holds_it(run: Path) -> None:
     expected = load_model(last)
     assert same(load(last), expected)
     assert same(load(str(last)), expected)
-    assert same(load(run), expected)  # the last time, the widest stored average
+    assert same(load(run), expected)  # the last time, the average nearest to 0.100
     assert same(load(f"{run}@0.100"), expected)
     assert same(load(f"{run}@0.1:4096"), expected)
     assert same(load(f"{run}:4Ki"), expected)
@@ -118,14 +118,6 @@ def test_names_that_cannot_be_had(run: Path, suffix: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load(f"{run}{suffix}")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name", ["hf://owner/repo/file", "preset:edm2-img512-s-autog-fid", "edm2-img512-s-2147483-0.130"]
-)
-def test_published_names_are_refused_and_nothing_is_fetched(name: str) -> None:
-    with pytest.raises(UserError, match="published models"):
-        load(name)
 
 
 def test_folders_that_are_no_runs(tmp_path: Path, run: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.support.edm2_files import dumps, reference_objects, write_network
+from edm2_files import dumps, reference_objects, write_network
 
 from autoguidance.cli import main
 from autoguidance.errors import UserError
