@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from edm2_files import dumps, reference_objects, write_network
+from PIL import Image
 
 from autoguidance.cli import main
 from autoguidance.errors import UserError
