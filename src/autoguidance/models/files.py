@@ -133,6 +133,11 @@ def _widened(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, torch.float32, copy=True)
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; looks at a million elements at a time, so that little memory is needed."""
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(1 << 20))
+
+
 def assemble_model(
     info: ModelInfo,
     weights: Mapping[str, Tensor],
@@ -152,7 +157,7 @@ def assemble_model(
             f"{source}: weights do not fit the configuration ({len(names)} differ, first {names[0]}); restore the file"
         )
     for name, tensor in weights.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise UserError(
                 f"{source}: {name} holds values that are not finite; the file is damaged or its training diverged"
             )

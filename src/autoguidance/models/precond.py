@@ -19,6 +19,7 @@ from autoguidance.diffusion.denoiser import per_image
 from autoguidance.diffusion.preconditioning import preconditioning
 from autoguidance.errors import UserError
 from autoguidance.models.layers import MPConv, MPFourier
+from autoguidance.models.options import check_options
 from autoguidance.models.unet import UNet
 
 
@@ -109,6 +110,7 @@ def build_model(config: Mapping[str, Any]) -> Precond:
 
     Raises: UserError where the configuration holds an unknown option or impossible values.
     """
+    check_options(config)
     try:
         return Precond(**config)
     except (TypeError, ZeroDivisionError, RuntimeError) as error:

@@ -10,14 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoguidance.errors import UserError
 from autoguidance.evaluate import Statistics
-from autoguidance.interop.edm2 import PUBLISHED_LICENCE, PublishedReference, read_network, read_reference
+from autoguidance.interop.published_names import PUBLISHED_LICENCE
 from autoguidance.models import save_model
 from autoguidance.storage import Manifest, make_folder, sha256_file
 from autoguidance.zoo.download import ProgressCallback, cache_folder, fetch
 from autoguidance.zoo.published import file_url
+
+if TYPE_CHECKING:
+    from autoguidance.interop.edm2 import PublishedReference
 
 _FOLDER = "edm2"
 
@@ -36,6 +40,8 @@ def import_network(source: Path | str, out: Path | str, origin: str | None = Non
     out = Path(out)
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: a network becomes a .safetensors file; give such a name")
+    from autoguidance.interop.edm2 import read_network  # costs a second, which `import autoguidance` need not take
+
     info, weights = read_network(source)
     provenance = {**info.provenance, "source": origin or Path(source).name, "source_sha256": sha256_file(source)}
     save_model(out, weights, replace(info, provenance=provenance), dtype=None)
@@ -57,6 +63,8 @@ def import_reference(source: Path | str, out: Path | str, origin: str | None = N
     out = Path(out)
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: reference statistics become an .npz file; give such a name")
+    from autoguidance.interop.edm2 import read_reference
+
     digest = sha256_file(source)
     paths = []
     for index, found in enumerate(read_reference(source)):
@@ -66,7 +74,7 @@ def import_reference(source: Path | str, out: Path | str, origin: str | None = N
     return paths
 
 
-def _statistics(found: PublishedReference, origin: str, digest: str) -> Statistics:
+def _statistics(found: "PublishedReference", origin: str, digest: str) -> Statistics:
     record = {"features": found.features, "source": origin, "source_sha256": digest, "licence": PUBLISHED_LICENCE}
     return Statistics(found.mean, found.covariance, found.num_images, record)
 

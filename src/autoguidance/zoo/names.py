@@ -14,7 +14,7 @@ import torch
 
 from autoguidance.ema import MAX_EMA_STD
 from autoguidance.errors import UserError
-from autoguidance.interop.edm2 import PUBLISHED_LICENCE
+from autoguidance.interop.published_names import PUBLISHED_LICENCE
 from autoguidance.models import Precond, assemble_model, load_model
 from autoguidance.train.config import parse_count
 from autoguidance.zoo.download import ProgressCallback

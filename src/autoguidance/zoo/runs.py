@@ -23,7 +23,7 @@ from autoguidance.ema import (
     usable_profiles,
 )
 from autoguidance.errors import UserError
-from autoguidance.interop.edm2.networks import parse_published_name, read_network
+from autoguidance.interop.published_names import parse_published_name
 from autoguidance.models import ModelInfo, read_model_info, read_weights
 from autoguidance.storage import Manifest
 
@@ -140,6 +140,8 @@ def open_snapshot(path: Path) -> tuple[ModelInfo, Mapping[str, Tensor]]:
     Raises: UserError where the file is damaged or of another kind.
     """
     if path.suffix == ".pkl":
+        from autoguidance.interop.edm2 import read_network
+
         return read_network(path)
     return read_model_info(path), LazyWeights(path)
 

@@ -53,6 +53,11 @@ class Buildable:
         raise NotImplementedError
 
 
+def _is_key(value: Any) -> bool:
+    """Whether a value may be hashed. Large numbers can be chosen to have one hash: a set of them takes quadratic time."""
+    return isinstance(value, str) or (isinstance(value, int) and -(2**31) <= value < 2**31)
+
+
 class _Mark:
     __slots__ = ()
 
@@ -167,15 +172,11 @@ class PickleMachine:
             raise RefusedError("the pickle holds text that is not UTF-8; it is damaged") from None
 
     def _line(self) -> str:
-        end = self.position
-        limit = min(len(self.data), self.position + 256)
-        while end < limit and self.data[end] != 10:
-            end += 1
-        if end >= limit:
+        line, found, _ = bytes(self.data[self.position : self.position + 256]).partition(b"\n")
+        if not found:
             raise RefusedError("the pickle names a global without an end; it is damaged")
-        text = bytes(self.data[self.position : end]).decode("utf-8", "backslashreplace")
-        self.position = end + 1
-        return text
+        self.position += len(line) + 1
+        return line.decode("utf-8", "backslashreplace")
 
     # Operations
 
@@ -229,13 +230,13 @@ class PickleMachine:
         if not isinstance(target, dict) or len(items) % 2:
             raise RefusedError("the pickle sets items of something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, (str, int)):
-                raise RefusedError("the pickle has a dictionary key that is neither text nor a number")
+            if not _is_key(key):
+                raise RefusedError("the pickle has a dictionary key that is neither text nor a small number")
             target[key] = value
 
     def _set_of(self, items: list[Any]) -> set[Any]:
-        if not all(item is None or isinstance(item, (str, int, float)) for item in items):
-            raise RefusedError("the pickle has a set of something other than text and numbers")
+        if not all(map(_is_key, items)):
+            raise RefusedError("the pickle has a set of something other than text and small numbers")
         return set(items)
 
     def _add_items(self, items: list[Any]) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from autoguidance.errors import UserError
@@ -73,8 +72,7 @@ class TensorView:
 
     def tensor(self) -> Tensor:
         """As a torch tensor that shares the file's bytes; pages are read when touched."""
-        whole = torch.frombuffer(self.storage.data, dtype=self.storage.dtype, count=self.storage.numel)
-        return whole.as_strided(self.size, self.stride, self.offset)
+        return self.storage.tensor().as_strided(self.size, self.stride, self.offset)
 
 
 class Array(Buildable):
@@ -168,12 +166,13 @@ def _empty_dict() -> dict[Any, Any]:
 
 
 def _globals() -> dict[tuple[str, str], Global]:
-    storages = 0
+    seen: dict[int, Any] = {}  # the archives themselves too, so that no other gets the same id
 
     def load_from_bytes(archive: Any) -> Storage:
-        nonlocal storages
-        storages += 1
-        if storages > MAX_STORAGES:
+        if id(archive) in seen:
+            raise RefusedError("it reads one tensor's archive twice; no published file does")
+        seen[id(archive)] = archive
+        if len(seen) > MAX_STORAGES:
             raise RefusedError(f"it holds more than {MAX_STORAGES} tensors; no published file has so many")
         return read_storage(archive)
 
