@@ -45,10 +45,13 @@ def generate(
     """Draw images from a model or a guided pair."""
     import torch
 
+    from autoguidance.data.encoders import make_encoder
     from autoguidance.guidance.guided import licences_of
     from autoguidance.sample import ClassSelection, image_encoder, parse_seeds, sample_batches
     from autoguidance.sample.files import SampleFolder
     from autoguidance.train.distributed import choose_device, join_world
+    from autoguidance.zoo import identify, is_remote
+    from autoguidance.zoo.published import needs_vae
 
     spec = o.build_pair(
         pair, main, guide, weight, unconditional, cfg_weight, interval, solver, steps, sigma_min, sigma_max, rho, churn
@@ -56,6 +59,8 @@ def generate(
     wanted = list(dict.fromkeys(parse_seeds(seeds)))
     choose_device(noise_device)
     with join_world(device) as world, torch.no_grad():
+        if is_remote(spec.main) and needs_vae(spec.main):  # before hundreds of megabytes are fetched for nothing
+            make_encoder({"name": "vae"}, img_channels=4, img_resolution=64, device=world.device).prepare()
         body = o.parse_dtype(dtype, world.device)
         with progress_bar("models") as progress:
             denoiser = spec.denoiser(device=world.device, dtype=body, progress=progress)
@@ -75,6 +80,13 @@ def generate(
             "noise_device": noise_device,
             "dtype": dtype,
         }
+        # A name alone is not enough: after more training `--main RUN` is another model.
+        names = {
+            "main": spec.main,
+            "guide": spec.guide if spec.weight != 1 else None,
+            "unconditional": spec.unconditional if spec.cfg_weight != 1 else None,
+        }
+        settings["models"] = {role: identify(name) for role, name in names.items() if name is not None}
         if licences := licences_of(denoiser):
             settings["licence"] = licences
         encoder = image_encoder(denoiser)

@@ -63,8 +63,22 @@ def check_options(config: Mapping[str, Any]) -> None:
 
     Raises: UserError naming the first one.
     """
+    known = {
+        *_WHOLE,
+        *_WHOLE_OR_NONE,
+        *_LISTS,
+        *_SHARES,
+        "dropout",
+        "sigma_data",
+        "clip_act",
+        "resample_filter",
+        "use_fp16",
+    }
     for key, value in config.items():
-        if not isinstance(key, str) or not _fits(key, value):
+        name = ascii(str(key)[:40])[1:-1]
+        if key not in known:
+            raise UserError(f"the network's configuration is not usable: there is no option {name}; remove it")
+        if not _fits(key, value):
             simple = value is None or isinstance(value, (str, int, float))
-            shown = ascii(str(value)[:40]) if simple else f"a {type(value).__name__}"
-            raise UserError(f"the network's option {ascii(str(key)[:40])[1:-1]} is unknown or cannot be {shown}")
+            shown = ascii(str(value)[:40])[1:-1] if simple else f"a {type(value).__name__} like this"
+            raise UserError(f"the network's configuration is not usable: {name} cannot be {shown}; correct the option")

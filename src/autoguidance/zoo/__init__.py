@@ -2,7 +2,7 @@
 
 from autoguidance.zoo.download import cache_folder, fetch, is_url
 from autoguidance.zoo.imports import import_network, import_reference, is_cached, published_network
-from autoguidance.zoo.names import ModelName, is_remote, load, parse_model_name
+from autoguidance.zoo.names import ModelName, identify, is_remote, load, parse_model_name
 from autoguidance.zoo.pairs import Pair
 from autoguidance.zoo.published import LICENCE_NOTICE, PUBLISHED_PAIRS, PublishedPair, file_url, network_preset
 from autoguidance.zoo.runs import Snapshot, average, list_snapshots
@@ -18,6 +18,7 @@ __all__ = [
     "cache_folder",
     "fetch",
     "file_url",
+    "identify",
     "import_network",
     "import_reference",
     "is_cached",

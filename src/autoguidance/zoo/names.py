@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from autoguidance.ema import MAX_EMA_STD
 from autoguidance.errors import UserError
 from autoguidance.interop.published_names import PUBLISHED_LICENCE
 from autoguidance.models import Precond, assemble_model, load_model
+from autoguidance.storage import sha256_file
 from autoguidance.train.config import parse_count
 from autoguidance.zoo.download import ProgressCallback
 from autoguidance.zoo.imports import fetched_file, published_network
@@ -139,11 +141,28 @@ def _load_local(name: str | Path, device: torch.device | str, dtype: torch.dtype
         return load_model(parsed.path, device=device, dtype=dtype)
     if not parsed.path.exists():
         raise UserError(f"{parsed.path} does not exist; name a model file or a run folder")
-    std = parsed.ema_std
-    if std is None:
-        snapshots = list_snapshots(parsed.path)
-        end = snapshots[-1].num_images if parsed.num_images is None else parsed.num_images
-        stored = [s.ema_std for s in snapshots if s.num_images == end] or [snapshots[-1].ema_std]
-        std = min(stored, key=lambda width: abs(width - _DEFAULT_STD))
-    info, weights = average(parsed.path, [std], parsed.num_images)[std]
+    num_images, std = _complete(parsed)
+    info, weights = average(parsed.path, [std], num_images)[std]
     return assemble_model(info, weights, device=device, dtype=dtype, source=str(parsed))
+
+
+def _complete(name: ModelName) -> tuple[int, float]:
+    """Images and width of a run folder's name, with what the name leaves out."""
+    snapshots = list_snapshots(name.path)
+    end = snapshots[-1].num_images if name.num_images is None else name.num_images
+    if name.ema_std is not None:
+        return end, name.ema_std
+    stored = [s.ema_std for s in snapshots if s.num_images == end] or [snapshots[-1].ema_std]
+    return end, min(stored, key=lambda width: abs(width - _DEFAULT_STD))
+
+
+def identify(name: str | Path) -> dict[str, Any]:
+    """What a name stands for now: of a run folder images and EMA width, of a file its SHA-256. Another content gives another result.
+
+    Raises: UserError as `load` does.
+    """
+    path = _local(str(name), None) if is_remote(name) else parse_model_name(name).path
+    if path.is_dir():
+        num_images, std = _complete(parse_model_name(name))
+        return {"num_images": num_images, "ema_std": std}
+    return {"sha256": sha256_file(path)}

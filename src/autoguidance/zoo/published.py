@@ -138,6 +138,11 @@ def is_published_name(text: str) -> bool:
     return text.startswith(("edm2-img", "edm2-ref-", PRESET_PREFIX, "hf://"))
 
 
+def needs_vae(name: str) -> bool:
+    """Whether a published network works on latents of the published VAE."""
+    return name.startswith("edm2-img512-")
+
+
 def find_preset(name: str) -> PublishedPair:
     """The published setting of that name, with or without `preset:`. Raises UserError where there is none."""
     bare = name.removeprefix(PRESET_PREFIX)

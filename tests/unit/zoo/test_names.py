@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoguidance.cli import main
 from autoguidance.ema import reconstruct, snapshot_name
 from autoguidance.errors import UserError
 from autoguidance.models import (
@@ -18,7 +19,7 @@ from autoguidance.models import (
     save_model,
 )
 from autoguidance.storage import Manifest
-from autoguidance.zoo import average, list_snapshots, load, parse_model_name
+from autoguidance.zoo import average, identify, list_snapshots, load, parse_model_name
 from autoguidance.zoo.runs import is_buffer
 
 
@@ -155,3 +156,27 @@ def test_a_snapshot_whose_bits_changed_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
         load(run)
+
+
+def test_a_name_alone_does_not_identify_a_model(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    assert identify(copied) == {"num_images": 4096, "ema_std": 0.1}
+    assert identify(f"{copied}@0.070:2Ki") == {"num_images": 2048, "ema_std": 0.07}
+    manifest = Manifest(copied)
+    later = copied / "snapshots" / "00000008192-0.050.safetensors"
+    shutil.copy(copied / "snapshots" / "00000004096-0.050.safetensors", later)
+    manifest.commit(later)
+    assert identify(copied) == {"num_images": 8192, "ema_std": 0.05}  # trained on
+
+
+def test_samples_of_two_models_do_not_mix(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = tmp_path / "model.safetensors", tmp_path / "out"
+    shutil.copy(run / "snapshots" / "00000001024-0.050.safetensors", model)
+    arguments = ["generate", "--main", str(model), "--steps", "2", "--out", str(out), "--device", "cpu"]
+    assert main([*arguments, "--seeds", "0-1"]) == 0
+    assert main([*arguments, "--seeds", "0-2"]) == 0  # the same model continues
+    shutil.copy(run / "snapshots" / "00000002048-0.050.safetensors", model)
+    assert main([*arguments, "--seeds", "0-3"]) == 2
+    assert "made with other settings (models)" in capsys.readouterr().err
+    assert len(list(out.glob("*.png"))) == 3

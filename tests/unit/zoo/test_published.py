@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edm2_files import dumps, reference_objects, write_network
+from edm2_files import dumps, reference_objects, vae_encoder, write_network
 from PIL import Image
 
 from autoguidance.cli import main
@@ -150,6 +150,34 @@ def test_generate_with_a_published_pair(fetched: list[str], tmp_path: Path, caps
         assert str(arrays["licence"]) == "CC-BY-NC-SA-4.0"
         assert np.array_equal(arrays["images"][2].transpose(1, 2, 0), first)
     assert len(fetched) == 2
+
+
+def test_the_main_example_with_a_vae(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The 512-pixel pair on latents: stand-ins of a few kilobytes for both networks and for the VAE."""
+    kl = pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl", reason="needs the extra vae")
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    sizes = {"block_out_channels": (4,) * 4, "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 2}
+    kl.AutoencoderKL(**blocks, **sizes).save_pretrained(tmp_path / "vae", safe_serialization=True)
+    config = {**CONFIG, "img_resolution": 64, "img_channels": 4, "label_dim": 1000}
+
+    def give(url: str, target: Path, **options: object) -> Path:
+        return write_network(Path(target), config, build_model(config).state_dict(), encoder=vae_encoder())
+
+    monkeypatch.setattr(zoo_imports, "fetch", give)
+    monkeypatch.setenv("AUTOGUIDANCE_VAE", str(tmp_path / "nowhere"))
+    arguments = ["generate", "--pair", "preset:edm2-img512-s-autog-fid", "--seeds", "0-1", "--steps", "2"]
+    arguments += ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(arguments) == 2
+    assert "VAE" in capsys.readouterr().err
+    assert not is_cached("edm2-img512-s-2147483-0.070")  # found out before anything was fetched
+    monkeypatch.setenv("AUTOGUIDANCE_VAE", str(tmp_path / "vae"))
+    assert main(arguments) == 0
+    for seed in range(2):
+        with Image.open(tmp_path / "out" / f"{seed:06d}.png") as image:
+            assert image.size == (512, 512)
 
 
 def test_a_pair_file_keeps_published_names(tmp_path: Path) -> None:

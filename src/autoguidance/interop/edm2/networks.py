@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoguidance.data.vae import PUBLISHED_MEAN, PUBLISHED_STD, PUBLISHED_VAE
 from autoguidance.errors import UserError
 from autoguidance.interop.edm2.machine import RefusedError, shown
 from autoguidance.interop.edm2.records import Array, Module, TensorView, naming, read_records
@@ -27,8 +28,6 @@ _POSITIONAL = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma
 _MAX_DEPTH = 8
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}/[A-Za-z0-9][\w.-]{0,99}")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_VAE = "stabilityai/sd-vae-ft-mse"
-_VAE_MEAN, _VAE_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
 
 
 def read_network(path: Path | str) -> tuple[ModelInfo, dict[str, Tensor]]:
@@ -147,13 +146,15 @@ def _encoder(encoder: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     if encoder.class_name != "StabilityVAEEncoder":
         raise RefusedError(f"its encoder is of class {shown(encoder.class_name)}, which is not known")
     keywords = encoder.state.get("_init_kwargs", {})
-    name = encoder.state.get("vae_name", keywords.get("vae_name", _VAE) if isinstance(keywords, dict) else _VAE)
+    name = encoder.state.get(
+        "vae_name", keywords.get("vae_name", PUBLISHED_VAE) if isinstance(keywords, dict) else PUBLISHED_VAE
+    )
     if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or ".." in name:
         raise RefusedError(f"its encoder names the VAE {shown(name)}, which is not OWNER/NAME")
     # The published object holds scale = 0.5 / raw_std and bias = -raw_mean * scale; both are turned back.
     scale, bias = (_vector(encoder.state.get(key), config["img_channels"]) for key in ("scale", "bias"))
     if scale is None or bias is None:
-        mean, std = np.array(_VAE_MEAN), np.array(_VAE_STD)
+        mean, std = np.array(PUBLISHED_MEAN), np.array(PUBLISHED_STD)
     else:
         std, mean = 0.5 / scale, -bias / scale
     if not (np.isfinite(std).all() and np.isfinite(mean).all()):
