@@ -383,7 +383,9 @@ class _Run:
 
             known = {**values.get("unguided", {}), **(values.get("cfg", {}) if method == "cfg+interval" else {})}
             starts = space.starts(known, thorough=budget >= 14)[:budget]
-            found = coordinate_search(space.sizes, measure, starts, budget, diagonals=space.diagonals)
+            found = coordinate_search(
+                space.sizes, measure, starts, budget, steps=space.steps(budget), diagonals=space.diagonals
+            )
             best[method], values[method] = space.pair(found.best), space.values(found.best)
         return best
 

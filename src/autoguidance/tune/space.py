@@ -166,6 +166,11 @@ class SearchSpace:
             starts += [*trained(2.0), own(1 / 3, 1.7)]
         return list(dict.fromkeys(starts))
 
+    def steps(self, budget: int) -> tuple[int, ...] | None:
+        """First steps of the search; None: its own. The starts of autoguidance lie all over the range already, so a small budget is
+        better spent close to the best of them."""
+        return (1,) * len(self.axes) if self.method == "autoguidance" and budget < 30 else None
+
     @property
     def diagonals(self) -> tuple[tuple[int, int], ...]:
         """Axes that belong together: the better the guide, the larger w must be for the same effect."""

@@ -109,3 +109,13 @@ def test_early_snapshots_are_spread_over_the_first_half(run: Path) -> None:
     # Of 64 .. 2048 images: from 1/32 to half of the run; 260 lies too close to 256.
     assert [source.num_images for source in early_snapshots(str(run))] == [64, 128, 256, 512, 1024]
     assert [source.num_images for source in early_snapshots(str(run), lowest=1 / 8, highest=1 / 4)] == [256, 512]
+
+
+def test_first_steps_and_diagonals_fit_the_axes() -> None:
+    for method, space in SPACES.items():
+        assert all(0 <= axis < len(space.sizes) for pair in space.diagonals for axis in pair)
+        assert bool(space.diagonals) == (method == "autoguidance")
+        assert space.steps(60) is None  # a large budget begins with large steps
+    assert SPACES["autoguidance"].steps(16) == (1, 1, 1, 1)
+    names = [name for name, _ in SPACES["autoguidance"].axes]
+    assert [names[axis] for axis in SPACES["autoguidance"].diagonals[0]] == ["weight", "guide"]
