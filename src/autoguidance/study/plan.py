@@ -38,7 +38,7 @@ def most_training_images(num_images: int, batch_size: int) -> int:
 
     A network that sees each image too often memorises it. Even before that, samples that lie closer to the training set
     than new real images would leave nothing that a distance to this set could show (docs/log.md: on 1,797 digits
-    unguided samples get there at about 55 passes, and guided ones hardly improve after 28). 28 passes up to 2,000 images; more in
+    unguided samples get there at about 55 passes, and guided ones long before). 28 passes up to 2,000 images; more in
     proportion beyond, where 60 minutes on a CPU do not get that far and nothing was measured; at least 390 steps.
     """
     passes = 28 * max(1.0, num_images / 2000)
