@@ -91,7 +91,9 @@ def test_peak_memory(tmp_path: Path, times: int, count: int, dtype: str) -> None
     warm = write_folder(tmp_path / "warm", 2, 64, getattr(torch, dtype))
     networks, found = peak_networks(source, warm, tmp_path / "out", count, 4 * TENSORS * ELEMENTS)
     assert found == 2 * times
-    assert count - 0.5 < networks < count + 1, f"{networks:.2f} networks for {count} widths"
+    # The allocator's slack does not grow with the network (seen: up to 2 MB). A copy per width or snapshot would be 4 networks at least.
+    slack = 6e6 / (4 * TENSORS * ELEMENTS)
+    assert count - 0.5 < networks < count + 1 + slack, f"{networks:.2f} networks for {count} widths"
 
 
 @on_linux
