@@ -1,6 +1,6 @@
 """Where the golden values and the shared data lie, and how much of the machine a test may take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +28,11 @@ def shared() -> Callable[[str], Path]:
 def golden(shared: Callable[[str], Path]) -> Callable[[str], Path]:
     """Path of a golden file: numbers from the reference program (../shared/golden/README.md)."""
     return lambda name: shared(f"golden/{name}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Downloads, classifiers and features of the tests stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOGUIDANCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

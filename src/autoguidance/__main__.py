@@ -1,8 +1,6 @@
 """`python -m autoguidance …` is `autoguidance …`; the form that torchrun takes."""
 
-import sys
-
-from autoguidance.cli import main
+from autoguidance.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -11,3 +11,7 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+class NotFiniteError(UserError):
+    """A computation gave NaN or infinity with these settings; with others it may not."""

@@ -7,6 +7,7 @@ on reading and on the next append. A folder's `manifest.json` lists what was com
 not in it does not exist.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +25,15 @@ def _explain(action: str, path: Path, error: OSError) -> UserError:
     return UserError(f"cannot {action} {path}: {reason}; check the path, its permissions and the free disk space")
 
 
+def cache_folder() -> Path:
+    """Where downloads are kept: $AUTOGUIDANCE_CACHE, else autoguidance/ in $XDG_CACHE_HOME or ~/.cache."""
+    chosen = os.environ.get("AUTOGUIDANCE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "autoguidance"
+
+
 def make_folder(path: Path | str) -> Path:
     """Create a folder with its parents; an existing one is fine. Raises UserError where that cannot be done."""
     path = Path(path)
@@ -34,6 +44,32 @@ def make_folder(path: Path | str) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"cannot write into {path}: permission denied; choose another output folder")
     return path
+
+
+@contextmanager
+def alone(lock: Path, message: str | None) -> Iterator[None]:
+    """One process at a time; the system frees the lock when its holder dies.
+
+    Args:
+        lock: a file to lock, made where it is not there; it stays.
+        message: what to tell a second process; None: it waits.
+
+    On a file system without locks everyone passes: the user has to see to it.
+
+    Raises: UserError with `message`, or where the file cannot be written.
+    """
+    try:
+        handle = lock.open("w")
+    except OSError as error:
+        raise _explain("write", lock, error) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if message is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(message or "locked") from None
+        except OSError:
+            pass
+        yield
 
 
 @contextmanager

@@ -29,9 +29,25 @@ HOMES = {
     "diffusers": ("interop/", "data/"),  # in data: the VAE encoder
     "datasets": ("data/",),
     "tensorboard": ("train/",),
+    "transformers": ("evaluate/",),
+    "sqlalchemy": ("tune/",),
+    "scipy": (),  # comes with scikit-learn; the tests compare with it
     "torchvision": (),  # its import fails beside the CPU build of torch, and then breaks others too
 }
-NOT_AT_IMPORT = ("optuna", "diffusers", "gradio", "matplotlib", "typer", "tyro", "rich", "sklearn", "datasets")
+NOT_AT_IMPORT = (
+    "optuna",
+    "sqlalchemy",
+    "transformers",
+    "scipy",
+    "diffusers",
+    "gradio",
+    "matplotlib",
+    "typer",
+    "tyro",
+    "rich",
+    "sklearn",
+    "datasets",
+)
 MAX_LINES = 500
 
 

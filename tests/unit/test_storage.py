@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from autoguidance.errors import UserError
 from autoguidance.storage import (
     Manifest,
+    alone,
     append_json_line,
     atomic_path,
     make_folder,
@@ -206,3 +208,24 @@ def test_manifest(tmp_path: Path) -> None:
 def test_errors_are_one_line() -> None:
     assert str(UserError("a\n  b\tc")) == "a b c"
     assert isinstance(UserError("x"), ValueError)
+
+
+def test_alone_refuses_or_waits(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    order = []
+    with alone(lock, "busy"), pytest.raises(UserError, match=r"^busy$"), alone(lock, "busy"):
+        pass
+    with alone(lock, "busy"):  # free again
+
+        def wait() -> None:
+            with alone(lock, None):
+                order.append("second")
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    with pytest.raises(UserError, match="cannot write"), alone(tmp_path / "absent" / ".lock", "busy"):
+        pass

@@ -6,9 +6,24 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-VERBS = ("run", "data", "train", "ema", "import", "models", "generate", "stats", "evaluate", "report", "toy")
+VERBS = (
+    "run",
+    "data",
+    "train",
+    "ema",
+    "import",
+    "models",
+    "generate",
+    "stats",
+    "evaluate",
+    "report",
+    "toy",
+    "tune",
+    "diagnose",
+    "study",
+)
 
 
 def register_verbs() -> None:
@@ -63,3 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return result if isinstance(result, int) else 0
+
+
+def entry() -> NoReturn:
+    """The process that is `autoguidance`: run the command of its arguments, and exit with its code.
+
+    Under torchrun it leaves at once: threads of gloo may still let go of tensors, and one that does while the interpreter is being
+    torn down aborts the process ("terminate called without an active exception"), so that torchrun calls a finished command failed.
+    """
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -13,25 +13,14 @@ from autoguidance.cli.common import app, console, progress_bar
     epilog="Example: autoguidance generate --pair runs/digits/pair.json --seeds 0-63 --out out/digits. "
     "Under torchrun the processes share the seeds; the images are the same."
 )
+@o.with_sampler_options
 def generate(
     out: Annotated[Path, typer.Option(help="Output folder; the same command continues what is there.")],
-    pair: o.PairOption = None,
-    main: o.MainOption = None,
-    guide: o.GuideOption = None,
-    weight: o.WeightOption = None,
-    unconditional: o.UnconditionalOption = None,
-    cfg_weight: o.CfgWeightOption = None,
-    interval: o.IntervalOption = None,
+    sampler: o.SamplerOptions,
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0-63,70; image k depends on seed k alone.")] = "0-15",
     classes: Annotated[
         str, typer.Option(help="random, balanced, or a list such as 3,5-7 (taken in turn by seed).")
     ] = "random",
-    solver: o.SolverOption = None,
-    steps: o.StepsOption = None,
-    sigma_min: o.SigmaMinOption = None,
-    sigma_max: o.SigmaMaxOption = None,
-    rho: o.RhoOption = None,
-    churn: o.ChurnOption = None,
     batch: Annotated[int, typer.Option(help="Images finished at a time; changes memory, never the result.")] = 64,
     image_format: Annotated[
         str, typer.Option("--format", help="png or npz (with seeds, classes and raw latents).")
@@ -53,9 +42,7 @@ def generate(
     from autoguidance.zoo import identify, is_remote
     from autoguidance.zoo.published import needs_vae
 
-    spec = o.build_pair(
-        pair, main, guide, weight, unconditional, cfg_weight, interval, solver, steps, sigma_min, sigma_max, rho, churn
-    )
+    spec = sampler.build()
     wanted = list(dict.fromkeys(parse_seeds(seeds)))
     choose_device(noise_device)
     with join_world(device) as world, torch.no_grad():

@@ -1,6 +1,14 @@
-"""Options that several verbs share: which models, how guided, how sampled; and how their text is read."""
+"""Options that several verbs share: which models, how guided, how sampled; and how their text is read.
 
-from typing import TYPE_CHECKING, Annotated
+They are declared once, as the fields of `SamplerOptions`; `with_sampler_options` gives a verb that takes such an object
+one command-line option per field.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +20,7 @@ if TYPE_CHECKING:
     from autoguidance.zoo import Pair
 
 PairOption = Annotated[
-    str | None, typer.Option("--pair", help="pair.json (or its folder), as made by run, or preset:NAME (published).")
+    str | None, typer.Option("--pair", help="pair.json (or its folder), as made by run; a shipped pair's name; or preset:NAME (published).")
 ]
 MainOption = Annotated[
     str | None,
@@ -33,6 +41,51 @@ RhoOption = Annotated[float | None, typer.Option("--rho", help="Exponent of the 
 ChurnOption = Annotated[str | None, typer.Option("--churn", help="S,MIN,MAX,NOISE: stochastic sampling.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 (GPU only).")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """Which models, how guided, how sampled, as given on the command line."""
+
+    pair: PairOption = None
+    main: MainOption = None
+    guide: GuideOption = None
+    weight: WeightOption = None
+    unconditional: UnconditionalOption = None
+    cfg_weight: CfgWeightOption = None
+    interval: IntervalOption = None
+    solver: SolverOption = None
+    steps: StepsOption = None
+    sigma_min: SigmaMinOption = None
+    sigma_max: SigmaMaxOption = None
+    rho: RhoOption = None
+    churn: ChurnOption = None
+
+    def build(self) -> "Pair":
+        """The Pair that they describe. Raises UserError as `build_pair` does."""
+        return build_pair(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def with_sampler_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb whose parameter `sampler: SamplerOptions` is filled from one option per field of `SamplerOptions`.
+
+    Typer reads a function's signature, so the one that it sees has these options in the parameter's place.
+    """
+    own = inspect.signature(verb, eval_str=True)
+    shared = inspect.signature(SamplerOptions, eval_str=True).parameters.values()
+    parameters: list[inspect.Parameter] = []
+    for parameter in own.parameters.values():
+        given = shared if parameter.name == "sampler" else [parameter]
+        parameters += [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in given]
+
+    @functools.wraps(verb)
+    def call(**values: Any) -> None:
+        options = {parameter.name: values.pop(parameter.name) for parameter in shared}
+        verb(sampler=SamplerOptions(**options), **values)
+
+    call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
 
 
 def parse_numbers(text: str, option: str, count: int) -> list[float]:

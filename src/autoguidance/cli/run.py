@@ -74,6 +74,7 @@ def show_rows(results: dict[str, Any]) -> None:
     for row in rows:
         guide = "" if row["guide"] is None else f", guided by {row['guide']}"
         console.print(f"{row['method']}: {row['main']}{guide}", markup=False, soft_wrap=True)
-    console.print(
-        f"Half of the real images against all of them: {results['baseline']['real_half']:.3f}", soft_wrap=True
-    )
+    if "baseline" in results:
+        console.print(
+            f"Half of the real images against all of them: {results['baseline']['real_half']:.3f}", soft_wrap=True
+        )

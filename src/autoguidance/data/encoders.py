@@ -9,25 +9,45 @@ repeat the edge until the picture has P >= R pixels (a U-Net that halves k times
 channel c f^2 + f dy + dx holding pixel (dy, dx) of each block of channel c: a small network then sees few positions,
 and nothing is lost. `vae` is an autoencoder (vae.py): lossy, and it needs a network of its own.
 
+`scaled`, `dct` and `wavelet` are exact too: an orthonormal transform y of every f x f block (blocks.py; none for
+`scaled`), and then each channel k is shifted and scaled to the standard deviation that the networks are made for,
+
+    z_k = (y_k - mean_k) * 0.5 / std_k
+
+with the mean and std of y over the training images, at least blocks.STD_FLOOR, in the configuration. Without this, images
+have a standard deviation of 0.3 to 0.85, most of it in the low frequencies.
+
 An encoder is named by a JSON-like configuration, which model files carry: {"name": "pixels", "channels": 1,
 "resolution": 28, "padding": 2}. `padding` is in pixels on all four sides, or [before, after] where P - R is odd.
 
 Reference: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", arXiv 2312.02696
-(the scaling); Shi et al. 2016, arXiv 1609.05158 (pixel shuffle).
+(both scalings; theirs by channel is of the latents of a VAE); Shi et al. 2016, arXiv 1609.05158 (pixel shuffle).
 """
 
-from collections.abc import Mapping
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from autoguidance.data.blocks import (
+    BLOCK_FACTORS,
+    STD_FLOOR,
+    coefficient_statistics,
+    from_coefficients,
+    to_coefficients,
+)
 from autoguidance.data.source import ImageSource
 from autoguidance.data.vae import VaeEncoder, vae_encoder
 from autoguidance.errors import UserError
+
+_FINAL_STD = 0.5  # sigma_data of the networks
 
 
 @runtime_checkable
@@ -188,13 +208,106 @@ class UnshuffleEncoder:
         """Nothing is needed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BlockEncoder:
+    """Padded pixels, blocks transformed, every channel scaled to a standard deviation of 0.5. C' = C * factor^2.
+
+    Attributes:
+        pixels: the scaling and padding that come first; 1 or 3 channels.
+        transform: "scaled", "dct" or "wavelet" (blocks.py).
+        factor: side of a block in pixels: 1 (scaled only), 2 or 4; divides the padded resolution.
+        mean: of the transformed pixels, one per latent channel.
+        std: the same, at least `STD_FLOOR`.
+    """
+
+    pixels: PixelEncoder
+    transform: str
+    factor: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.factor not in (factors := BLOCK_FACTORS[self.transform]):
+            raise UserError(f"encoder {self.transform!r}: factor is {self.factor}; give one of {list(factors)}")
+        if self.channels not in (1, 3):
+            raise UserError(f"encoder {self.transform!r}: channels is {self.channels}; give 1 or 3")
+        if self.pixels.img_resolution % self.factor:
+            raise UserError(
+                f"encoder: {self.pixels.img_resolution} padded pixels are no multiple of factor {self.factor}; "
+                "change padding or factor"
+            )
+        # Pixels lie in [-1, 1], so no coefficient is larger, and neither is the mean or the deviation of any.
+        largest = 1.01 * math.sqrt(self.img_channels)
+        for key, values, least in (("mean", self.mean, -largest), ("std", self.std, STD_FLOOR)):
+            if len(values) != self.img_channels:
+                raise UserError(
+                    f"encoder {self.transform!r}: {key} has {len(values)} numbers, not {self.img_channels}, one per "
+                    "channel; restore the file that it came from"
+                )
+            for value in values:
+                if not least <= value <= largest:  # neither holds of NaN
+                    raise UserError(
+                        f"encoder {self.transform!r}: {key} holds {value}, which is not between {least:.4g} and "
+                        f"{largest:.4g}; restore the file that it came from"
+                    )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            **self.pixels.config,
+            "name": self.transform,
+            "factor": self.factor,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.channels
+
+    @property
+    def resolution(self) -> int:
+        return self.pixels.resolution
+
+    @property
+    def img_channels(self) -> int:
+        return self.channels * self.factor**2
+
+    @property
+    def img_resolution(self) -> int:
+        return self.pixels.img_resolution // self.factor
+
+    def encode(self, images: UInt8[Tensor, "N C R R"]) -> Float[Tensor, "N C2 R2 R2"]:
+        """Scale, pad, transform, scale by channel. See `Encoder`."""
+        coefficients = to_coefficients(self.pixels.encode(images), self.transform, self.factor)
+        mean, std = self._scale(images.device)
+        return (coefficients - mean) * (_FINAL_STD / std)
+
+    def decode(self, latents: Float[Tensor, "N C2 R2 R2"]) -> UInt8[Tensor, "N C R R"]:
+        """Unscale, transform back, crop, scale. See `Encoder`."""
+        _check_latents(latents, self.img_channels, self.img_resolution)
+        mean, std = self._scale(latents.device)
+        coefficients = latents.to(torch.float32) * (std / _FINAL_STD) + mean
+        return self.pixels.decode(from_coefficients(coefficients, self.transform, self.factor))
+
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        both = torch.tensor([self.mean, self.std], dtype=torch.float32, device=device)
+        return both[0].reshape(1, -1, 1, 1), both[1].reshape(1, -1, 1, 1)
+
+
+ExactEncoder = PixelEncoder | UnshuffleEncoder | BlockEncoder
+
+
 def make_encoder(
     config: Mapping[str, Any] | None,
     *,
     img_channels: int | None = None,
     img_resolution: int | None = None,
     device: torch.device | str | None = None,
-) -> PixelEncoder | UnshuffleEncoder | VaeEncoder:
+) -> ExactEncoder | VaeEncoder:
     """Build the encoder that a configuration names.
 
     Args:
@@ -209,13 +322,15 @@ def make_encoder(
     Raises:
         UserError: unknown name or key, missing or wrong value, or latents that do not fit the network.
     """
+    if not isinstance(config, Mapping | None):
+        raise UserError(f"encoder: the configuration is {_short(config)}; give an object with a name")
     settings = dict(config or {"name": "pixels"})
     name = settings.pop("name", None)
-    if name not in _KEYS:
-        raise UserError(f"encoder {name!r} is not known; known: {', '.join(_KEYS)}")
+    if not isinstance(name, str) or name not in _KEYS:
+        raise UserError(f"encoder {_short(name)} is not known; known: {', '.join(_KEYS)}")
     if unknown := sorted(map(str, set(settings) - _KEYS[name])):
         known = ", ".join(sorted(_KEYS[name]))
-        raise UserError(f"encoder {name!r}: unknown setting {', '.join(unknown)}; known: {known}")
+        raise UserError(f"encoder {name!r}: unknown setting {_listed(unknown)}; known: {known}")
     if name == "vae":
         encoder = vae_encoder(settings, img_resolution=img_resolution, device=device)
     else:
@@ -223,7 +338,7 @@ def make_encoder(
             settings.setdefault("channels", img_channels)
             if img_resolution is not None and "resolution" not in settings:
                 settings["resolution"] = img_resolution - sum(_padding(settings.get("padding", 0)))
-        encoder = _pixels(settings) if name == "pixels" else _unshuffle(settings)
+        encoder = _BUILDERS[name](settings)
     found = (encoder.img_channels, encoder.img_resolution)
     wanted = (img_channels or found[0], img_resolution or found[1])
     if found != wanted:
@@ -234,13 +349,14 @@ def make_encoder(
     return encoder
 
 
+EXACT = ("pixels", "unshuffle", *BLOCK_FACTORS)
 _PIXEL_KEYS = frozenset({"channels", "resolution", "padding"})
 _KEYS = {
     "pixels": _PIXEL_KEYS,
     "unshuffle": _PIXEL_KEYS | {"factor"},
     "vae": frozenset({"vae", "raw_mean", "raw_std", "channels", "resolution", "factor"}),
+    **{name: _PIXEL_KEYS | {"factor", "mean", "std"} for name in BLOCK_FACTORS},
 }
-EXACT = ("pixels", "unshuffle")
 
 
 def _pixels(settings: dict[str, Any]) -> PixelEncoder:
@@ -254,28 +370,48 @@ def _unshuffle(settings: dict[str, Any]) -> UnshuffleEncoder:
     return UnshuffleEncoder(pixels=_pixels(settings), factor=_integer(settings, "factor"))
 
 
-def default_encoder(
-    source: ImageSource, kind: str = "pixels", factor: int = 4, multiple_of: int = 8
-) -> PixelEncoder | UnshuffleEncoder:
+def _blocks(name: str, settings: dict[str, Any]) -> BlockEncoder:
+    return BlockEncoder(
+        pixels=_pixels(settings),
+        transform=name,
+        factor=_integer(settings, "factor"),
+        mean=_numbers(settings, "mean"),
+        std=_numbers(settings, "std"),
+    )
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Any]], ExactEncoder]] = {
+    "pixels": _pixels,
+    "unshuffle": _unshuffle,
+    **{name: partial(_blocks, name) for name in BLOCK_FACTORS},
+}
+
+
+def default_encoder(source: ImageSource, kind: str = "pixels", factor: int = 4, multiple_of: int = 8) -> ExactEncoder:
     """The encoder for a set of images, with the least padding that suits a network.
 
     Args:
-        source: gives channels and resolution.
-        kind: "pixels" or "unshuffle".
-        factor: side of the blocks of "unshuffle"; without effect on "pixels".
+        source: gives channels and resolution, and the images whose mean and std "scaled", "dct" and "wavelet" store.
+        kind: one of EXACT.
+        factor: side of the blocks; without effect on "pixels".
         multiple_of: the latents' resolution becomes a multiple of it: 2^k for a network that halves k times.
 
     Raises:
-        UserError: unknown kind, or numbers below 1.
+        UserError: unknown kind, a factor that it is not made for, or numbers below 1.
     """
     if kind not in EXACT:
         raise UserError(f"encoder {kind!r} is not known; known: {', '.join(EXACT)}")
     _check_positive("factor", factor)
     _check_positive("multiple_of", multiple_of)
-    unit = multiple_of * (factor if kind == "unshuffle" else 1)
+    if factor not in (factors := BLOCK_FACTORS.get(kind, (factor,))):
+        raise UserError(f"encoder {kind!r}: factor is {factor}; give one of {list(factors)}")
+    unit = multiple_of * (1 if kind == "pixels" else factor)
     missing = -source.resolution % unit
     padding = (missing // 2, missing - missing // 2)
     pixels = PixelEncoder(channels=source.channels, resolution=source.resolution, padding=padding)
+    if kind in BLOCK_FACTORS:
+        mean, std = coefficient_statistics(source, padding, kind, factor)
+        return BlockEncoder(pixels=pixels, transform=kind, factor=factor, mean=mean, std=std)
     return UnshuffleEncoder(pixels=pixels, factor=factor) if kind == "unshuffle" else pixels
 
 
@@ -294,13 +430,40 @@ def _check_latents(latents: Tensor, channels: int, resolution: int) -> None:
 
 def _integer(settings: dict[str, Any], key: str) -> int:
     value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"encoder: {key} is {value!r}; give a whole number")
+    if not _is_whole(value):
+        raise UserError(f"encoder: {key} is {_short(value)}; give a whole number")
     return value
 
 
 def _padding(value: Any) -> tuple[int, int]:
     both = value if isinstance(value, (list, tuple)) else [value, value]
-    if len(both) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in both):
-        raise UserError(f"encoder: padding is {value!r}; give a whole number of pixels, or [before, after]")
+    if len(both) != 2 or not all(map(_is_whole, both)):
+        raise UserError(f"encoder: padding is {_short(value)}; give a whole number of pixels, or [before, after]")
     return both[0], both[1]
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return type(value) is int and abs(value) < 2**31
+
+
+def _numbers(settings: dict[str, Any], key: str) -> tuple[float, ...]:
+    values = settings.get(key)
+    try:
+        if isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values):
+            return tuple(float(value) for value in values)
+    except OverflowError:  # a whole number of more than 308 digits
+        pass
+    raise UserError(f"encoder: {key} is {_short(values)}; give one number per channel")
+
+
+def _short(value: Any) -> str:
+    """A value from a file that may be damaged, short and in one line."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+        return "a very long number"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(name if name.isprintable() and len(name) <= 40 else _short(name) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -15,7 +15,6 @@ The layout is that of the EDM2 data sets: members `00000/img00000000.png`, a tho
 ignore. OUT is a .zip, or a folder where the name has no suffix.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ import numpy as np
 
 from autoguidance.data.listing import LABEL_FILE
 from autoguidance.errors import UserError
-from autoguidance.storage import atomic_path, make_folder, read_json, write_json
+from autoguidance.storage import alone, atomic_path, make_folder, read_json, write_json
 
 PART_IMAGES = 256
 _RECORD = "record.json"
@@ -168,13 +167,7 @@ def open_parts(out: Path | str, settings: Mapping[str, Any], num_images: int) ->
     out = Path(out)
     folder = out.absolute().parent / f".{out.name}.parts"
     make_folder(folder)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is making {out}; wait for it, or choose another --out") from None
-        except OSError:
-            pass  # a file system without locks: the user has to see to it
+    with alone(folder / ".lock", f"another process is making {out}; wait for it, or choose another --out"):
         before = folder / "settings.json"
         wanted = json.loads(json.dumps(settings))
         if not before.exists() or _read_or_none(before) != wanted:

@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from autoguidance.errors import UserError
+from autoguidance.errors import NotFiniteError, UserError
 from autoguidance.storage import read_json
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-mse"
@@ -158,7 +158,9 @@ class VaeEncoder:
             raw_mean, raw_std = self._scale(scaled.device)
             pixels = model.decode(scaled.to(torch.float32) * raw_std / _FINAL_STD + raw_mean).sample
             if not bool(torch.isfinite(pixels).all()):
-                raise UserError(f"the VAE {self.vae} gave values that are not finite; check the latents and the VAE")
+                raise NotFiniteError(
+                    f"the VAE {self.vae} gave values that are not finite; check the latents and the VAE"
+                )
             return (pixels.clamp(0, 1) * 255).to(torch.uint8)
 
         return self._in_slices(decode, latents)

@@ -6,6 +6,7 @@ images. Whatever is known goes into the protocol, the rest stays unknown; an ima
 never left out.
 """
 
+import hashlib
 import math
 import zipfile
 import zlib
@@ -36,6 +37,7 @@ class GeneratedImages:
         name: as the user named them.
         num_images: N.
         read: indices -> uint8 [n, C, H, W].
+        fingerprint: SHA-256 over the pixels.
         seeds: int64 [N], the seed of each image; None if unknown.
         generation: content of generation.json; {} if there is none.
     """
@@ -43,6 +45,7 @@ class GeneratedImages:
     name: str
     num_images: int
     read: Callable[[Sequence[int] | np.ndarray], UInt8[Tensor, "n C H W"]]
+    fingerprint: str
     seeds: Int64[np.ndarray, "N"] | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
 
@@ -128,15 +131,33 @@ def open_generated(name: str | Path, *, progress: ProgressCallback | None = None
         def read(indices: Sequence[int] | np.ndarray) -> UInt8[Tensor, "n C H W"]:
             return torch.from_numpy(images[np.asarray(indices)])
 
-        return GeneratedImages(name=str(name), num_images=len(images), read=read, seeds=seeds, generation=generation)
+        return GeneratedImages(
+            name=str(name),
+            num_images=len(images),
+            read=read,
+            fingerprint=_pixels_sha256(images),
+            seeds=seeds,
+            generation=generation,
+        )
     source = open_data(path if path.exists() else name, progress=progress)
     # Only PNG files that `generate` named by seed, in the order in which a folder is listed.
     names = sorted(file.stem for file in path.glob("*.png")) if path.is_dir() and generation else []
     by_seed = len(names) == source.num_images and all(stem.isdecimal() for stem in names)
     seeds = np.array([int(stem) for stem in names], dtype=np.int64) if by_seed else None
     return GeneratedImages(
-        name=str(name), num_images=source.num_images, read=source.read, seeds=seeds, generation=generation
+        name=str(name),
+        num_images=source.num_images,
+        read=source.read,
+        fingerprint=source.fingerprint,
+        seeds=seeds,
+        generation=generation,
     )
+
+
+def _pixels_sha256(images: UInt8[np.ndarray, "N C H W"]) -> str:
+    digest = hashlib.sha256(",".join(map(str, images.shape)).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
 
 
 def _read_samples(path: Path) -> tuple[UInt8[np.ndarray, "N C H W"], Int64[np.ndarray, "N"]] | None:

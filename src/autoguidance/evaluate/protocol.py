@@ -34,18 +34,20 @@ class Protocol:
         num_images: generated images in each repeat.
         reference: name of the real set.
         reference_sha256: its fingerprint (pixels and labels).
-        num_real: images in it.
+        num_real: images in it; 0 where somebody else's statistics do not say.
         class_sampling: how the generated images got their class: "random", "balanced", a list, "none", or "unknown".
         seeds: one text per repeat, e.g. "0-999"; () if unknown.
         repeats: disjoint sets of `num_images` that were measured.
         solver: the sampler and its settings, JSON-like; None if the images were given.
         resize: how images were brought to the network's size; "none" if they were not.
+        device: kind of device of the feature network, "cpu" or "cuda"; "unknown" in older results.
+        metrics: per metric beyond the Fréchet distance, its settings, e.g. {"kid": {"subsets": 100, ...}}.
         other_features: name -> hash of further networks whose distances the rows carry.
         notes: what limits the figures, e.g. a singular covariance.
         version: of this code.
 
     Raises:
-        UserError: a count below 1 (2 for images), or seeds for another number of repeats.
+        UserError: a count below 1 (2 for images, 0 for num_real), or seeds for another number of repeats.
     """
 
     features: str
@@ -59,12 +61,14 @@ class Protocol:
     repeats: int = 1
     solver: Mapping[str, Any] | None = None
     resize: str = "none"
+    device: str = "unknown"
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     other_features: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     version: str = field(default_factory=code_version)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_images", 2), ("num_real", 2), ("repeats", 1)):
+        for name, least in (("num_images", 2), ("num_real", 0), ("repeats", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"protocol: {name} is {getattr(self, name)}; give at least {least}")
         if self.seeds and len(self.seeds) != self.repeats:
@@ -106,7 +110,7 @@ def require_comparable(a: Protocol, b: Protocol, *, force: bool = False) -> tupl
         values = "; ".join(
             f"{name}: {_short(getattr(a, name))} against {_short(getattr(b, name))}" for name in different
         )
-        raise UserError(f"these results do not compare ({values}); measure both by one protocol, or force it")
+        raise UserError(f"these results do not compare ({values}); measure both by one protocol, or force it (--force)")
     return different
 
 

@@ -9,6 +9,7 @@ Reference: Karras et al. 2024, "Analyzing and Improving the Training Dynamics of
 the equation numbers below are that paper's.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,15 @@ def mp_cat(
     return torch.cat([a * (scale / math.sqrt(num_a) * (1 - t)), b * (scale / math.sqrt(num_b) * t)], dim=1)
 
 
+@functools.lru_cache(maxsize=64)
+def _filter(kernel: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 1 k k"]:
+    """The two-dimensional filter; made once, because a copy to a GPU makes Python wait for it."""
+    with torch.inference_mode(False):  # it may serve in training later
+        taps = torch.tensor(kernel, dtype=torch.float32)
+        taps = taps / taps.sum()
+        return torch.outer(taps, taps)[None, None].to(device=device, dtype=dtype)
+
+
 def resample(
     x: Float[Tensor, "N C H W"], kernel: Sequence[float] = (1, 1), mode: str = "keep"
 ) -> Float[Tensor, "N C h w"]:
@@ -71,10 +81,8 @@ def resample(
     """
     if mode == "keep":
         return x
-    taps = torch.tensor(kernel, dtype=torch.float32)
-    taps = taps / taps.sum()
     channels, padding = x.shape[1], (len(kernel) - 1) // 2
-    weight = torch.outer(taps, taps)[None, None].to(device=x.device, dtype=x.dtype).expand(channels, 1, -1, -1)
+    weight = _filter(tuple(kernel), x.device, x.dtype).expand(channels, 1, -1, -1)
     if mode == "down":
         return nn.functional.conv2d(x, weight, groups=channels, stride=2, padding=padding)
     return nn.functional.conv_transpose2d(x, weight * 4, groups=channels, stride=2, padding=padding)

@@ -8,6 +8,7 @@ is float32.
 Reference: Karras et al. 2022, arXiv 2206.00364, Eq. 7 and Table 1; Karras et al. 2024, arXiv 2312.02696, Section 2.
 """
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from autoguidance.diffusion.denoiser import per_image
 from autoguidance.diffusion.preconditioning import preconditioning
 from autoguidance.errors import UserError
+from autoguidance.models.graphs import MAX_PARAMETERS, RecordingCache, graphs_enabled
 from autoguidance.models.layers import MPConv, MPFourier
 from autoguidance.models.options import check_options
 from autoguidance.models.unet import UNet
@@ -63,6 +65,8 @@ class Precond(nn.Module):
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_options)
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)
+        self._recordings = RecordingCache()
+        self._can_record = sum(parameter.numel() for parameter in self.parameters()) <= MAX_PARAMETERS
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +104,34 @@ class Precond(nn.Module):
             raise UserError(f"labels have the shape {tuple(labels.shape)}, the network takes {expected}")
         else:
             labels = labels.float()
+        if self._records(x):
+            return self._replay(x, sigma, labels)
+        return self._denoise(x, sigma, labels)
+
+    def _records(self, x: Tensor) -> bool:
+        return (
+            x.is_cuda
+            and self._can_record
+            and not self.training
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.cuda.is_current_stream_capturing()
+            and threading.current_thread() is threading.main_thread()  # recordings share memory
+            and graphs_enabled()
+        )
+
+    def _replay(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """`_denoise` as a CUDA graph."""
+        weights = tuple((p._version, p.data_ptr()) for p in self.parameters() if not p.is_inference())
+        key = (tuple(x.shape), labels is None, self._dtype(x), torch.is_inference_mode_enabled(), weights)
+        inputs = [x, sigma] if labels is None else [x, sigma, labels]
+
+        def kept() -> object:  # the normalized weights: another dtype would replace them
+            return [module._cached for module in self.modules() if isinstance(module, MPConv)]
+
+        return self._recordings.call(key, self._denoise, inputs, kept)
+
+    def _denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         c = preconditioning(sigma, self.sigma_data)
         body = self.unet((c.c_in * x).to(self._dtype(x)), c.c_noise.reshape(-1), labels)
         return c.c_skip * x + c.c_out * body.float()

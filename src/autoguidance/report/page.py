@@ -28,6 +28,7 @@ from autoguidance.report.records import (
     read_run,
     split_model_name,
 )
+from autoguidance.report.sensitivity import sensitivity_figures
 from autoguidance.report.theme import STYLE_SHEET
 from autoguidance.report.verdict import compare, figure, headline, percent, second_line
 from autoguidance.storage import write_text
@@ -293,7 +294,7 @@ def _data_line(records: RunRecords) -> str:
         parts.append(f"{data['resolution']}×{data['resolution']} {colour}".strip())
     if records.class_names:
         parts.append(f"{len(records.class_names)} classes")
-    elif data:
+    elif "class_names" in data:
         parts.append("unlabelled")
     features = records.protocol.get("features")
     if features:
@@ -304,6 +305,7 @@ def _data_line(records: RunRecords) -> str:
 def _section(records: RunRecords, name: str) -> str:
     plots = [_figure(panel) for panel in distance_over_weight(records, name)]
     plots.insert(1, _figure(repeats_per_method(records, name)))
+    plots += [_figure(panel) for panel in sensitivity_figures(records.sensitivity, name)]
     shown = "".join(plots)
     parts = [_key_figures(records), "<h3>Methods compared</h3>", _methods_table(records)]
     if shown:

@@ -2,7 +2,7 @@
 
 Problem: the plots stand inside a page that is read on a phone and on a projector, in light and in dark mode, without
 any request. So they are SVG with real text in the page's own font, drawn small enough that the text stays readable at
-a phone's width, and coloured by CSS variables of the page: matplotlib draws with placeholder colours, which `_inline`
+a phone's width, and coloured by CSS variables of the page: matplotlib draws with placeholder colours, which `inline`
 replaces by `var(--…)`. Identifiers are prefixed, because several plots share one document. Every method has a colour
 and a marker of its own, so that colour is never the only sign.
 
@@ -27,14 +27,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLo
 from autoguidance.report.records import METHOD_TITLES, RunRecords, SearchPoint, method_order
 from autoguidance.report.verdict import figure
 
-_INK, _MUTED, _RULE, _SURFACE = "#010101", "#020202", "#030303", "#040404"
+INK, _MUTED, _RULE, _SURFACE = "#010101", "#020202", "#030303", "#040404"
 _METHOD_COLOURS = {"unguided": "#110000", "cfg": "#110001", "cfg+interval": "#110002", "autoguidance": "#110003"}
 _OTHER_COLOURS = ("#110004", "#110005")
 _METHOD_MARKERS = {"unguided": "D", "cfg": "s", "cfg+interval": "^", "autoguidance": "o"}
 _OTHER_MARKERS = ("v", "P")
 # Placeholder -> (variable of the page, colour where the page defines none).
 _VARIABLES = {
-    _INK: ("ink", "#1c2430"),
+    INK: ("ink", "#1c2430"),
     _MUTED: ("muted", "#5c6675"),
     _RULE: ("rule", "#d9dee6"),
     _SURFACE: ("surface", "#ffffff"),
@@ -45,14 +45,14 @@ _VARIABLES = {
     "#110004": ("method-other", "#0f766e"),
     "#110005": ("method-another", "#a21caf"),
 }
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11,
     "font.family": "DejaVu Sans",
     "text.parse_math": False,  # names are shown as they are, dollar signs and all
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -63,8 +63,8 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "xtick.color": _MUTED,
     "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "figure.facecolor": "none",
     "legend.frameon": False,
     "legend.fontsize": 10,
@@ -75,10 +75,10 @@ _MAX_PANELS = 3
 
 def method_variable(method: str) -> str:
     """Name of the page's CSS variable that holds a method's colour."""
-    return _VARIABLES[_colour(method)][0]
+    return _VARIABLES[method_colour(method)][0]
 
 
-def _colour(method: str) -> str:
+def method_colour(method: str) -> str:
     return _METHOD_COLOURS.get(method) or _OTHER_COLOURS[sum(method.encode()) % len(_OTHER_COLOURS)]
 
 
@@ -86,14 +86,14 @@ def _marker(method: str) -> str:
     return _METHOD_MARKERS.get(method) or _OTHER_MARKERS[sum(method.encode()) % len(_OTHER_MARKERS)]
 
 
-def _title(method: str) -> str:
+def method_title(method: str) -> str:
     return METHOD_TITLES.get(method, method)
 
 
-def _inline(plot: Figure, name: str, description: str) -> str:
+def inline(plot: Figure, name: str, description: str) -> str:
     """A figure as an `<svg>` element for a page's body: described, in the page's colours, with prefixed ids."""
     buffer = io.StringIO()
-    with rc_context({**_STYLE, "svg.hashsalt": name}):  # the salt makes the identifiers, and so the page, reproducible
+    with rc_context({**STYLE, "svg.hashsalt": name}):  # the salt makes the identifiers, and so the page, reproducible
         plot.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -120,7 +120,7 @@ def _legend_above(axes: Axes, columns: int = 2) -> None:
     axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.4)
 
 
-def _log_if_wide(axes: Axes, values: Iterable[float]) -> None:
+def log_if_wide(axes: Axes, values: Iterable[float]) -> None:
     """A logarithmic distance axis where the values span more than a factor of 6; else linear."""
     positive = [value for value in values if value > 0]
     if not positive or max(positive) < 6 * min(positive):
@@ -172,40 +172,40 @@ def distance_over_weight(records: RunRecords, name: str) -> list[tuple[str, str]
         unguided = [point.fd for point in records.search if point.method == "unguided" and point.num_images == count]
         if not unguided and count in (None, records.num_images):
             unguided = [row.fd for row in records.rows if row.method == "unguided" and row.fd is not None]
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             plot, axes = _new_axes()
             chosen = []
             for method in sorted({point.method for point in points}, key=method_order):
                 own = [point for point in points if point.method == method]
-                colour, marker = _colour(method), _marker(method)
+                colour, marker = method_colour(method), _marker(method)
                 weights, best = _lower_envelope(own)
                 scattered = [(point.weight, point.fd) for point in own]
                 axes.scatter(*zip(*scattered), s=10, color=colour, alpha=0.3, linewidths=0, marker=marker)
-                axes.plot(weights, best, color=colour, marker=marker, markersize=4.5, label=_title(method))
+                axes.plot(weights, best, color=colour, marker=marker, markersize=4.5, label=method_title(method))
                 chosen += [point for point in own if any(point.same_setting(row) for row in records.rows)]
             if unguided:
-                axes.axhline(min(unguided), color=_colour("unguided"), linestyle="--", label="unguided")
+                axes.axhline(min(unguided), color=method_colour("unguided"), linestyle="--", label="unguided")
             if records.real_half is not None:
                 axes.axhline(records.real_half, color=_MUTED, linestyle=":", label="half of the real set")
             if chosen:
-                ring = {"facecolors": "none", "edgecolors": _INK, "linewidths": 1.6, "zorder": 4, "label": "chosen"}
+                ring = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6, "zorder": 4, "label": "chosen"}
                 axes.scatter([point.weight or 1 for point in chosen], [point.fd for point in chosen], s=130, **ring)
             _weight_axis(axes, sorted({point.weight or 1 for point in points}))
             shown = [point.fd for point in points] + unguided
-            _log_if_wide(axes, shown)
+            log_if_wide(axes, shown)
             axes.set_ylabel("Fréchet distance")
             _legend_above(axes, 2)
         what = f"{len(points)} guided settings" + (f" on {count} images each" if count else "")
         lowest = min(points, key=lambda point: point.fd)
         description = (
             f"Fréchet distance over guidance weight: {what}. "
-            f"Lowest: {figure(lowest.fd)} by {_title(lowest.method)} at w = {lowest.weight:g}."
+            f"Lowest: {figure(lowest.fd)} by {method_title(lowest.method)} at w = {lowest.weight:g}."
         )
         caption = (
             f"Distance over the guidance weight while searching: {what}. Faint marks are single settings, lines join "
             "the best at each w, a ring marks the setting that was chosen. Lower is better."
         )
-        panels.append((caption, _inline(plot, f"{name}-weight-{count or 0}", description)))
+        panels.append((caption, inline(plot, f"{name}-weight-{count or 0}", description)))
     return panels
 
 
@@ -219,10 +219,10 @@ def repeats_per_method(records: RunRecords, name: str) -> tuple[str, str] | None
     rows = [row for row, _ in measured]
     if not rows:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         plot, axes = _new_axes(1.2 + 0.55 * len(rows))
         for height, (row, mean) in enumerate(measured):
-            colour = _colour(row.method)
+            colour = method_colour(row.method)
             values = row.fd_repeats or (mean,)
             # A fixed offset keeps equal values apart without moving them along the axis that is read.
             offsets = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else np.zeros(1)
@@ -234,7 +234,9 @@ def repeats_per_method(records: RunRecords, name: str) -> tuple[str, str] | None
         if records.real_half is not None:
             axes.axvline(records.real_half, color=_MUTED, linestyle=":", label="half of the real set")
             _legend_above(axes, 1)
-        labels = [_title(row.method) + (f"\nw = {row.weight:g}" if row.weight not in (None, 1) else "") for row in rows]
+        labels = [
+            method_title(row.method) + (f"\nw = {row.weight:g}" if row.weight not in (None, 1) else "") for row in rows
+        ]
         axes.set_yticks(range(len(rows)), labels)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
@@ -242,9 +244,9 @@ def repeats_per_method(records: RunRecords, name: str) -> tuple[str, str] | None
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel("Fréchet distance (lower is better)")
-    spoken = "; ".join(f"{_title(row.method)} {figure(row.fd)}" for row in rows)
+    spoken = "; ".join(f"{method_title(row.method)} {figure(row.fd)}" for row in rows)
     caption = "Every repeat as a point, the mean as a bar, one standard deviation to either side as a line."
-    return caption, _inline(plot, f"{name}-repeats", f"Fréchet distance of each method: {spoken}.")
+    return caption, inline(plot, f"{name}-repeats", f"Fréchet distance of each method: {spoken}.")
 
 
 def training_loss(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str) -> tuple[str, str] | None:
@@ -255,9 +257,13 @@ def training_loss(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str
     """
     if not losses:
         return None
-    colours = {"main": _colour("autoguidance"), "guide": _colour("cfg"), "unconditional": _colour("cfg+interval")}
+    colours = {
+        "main": method_colour("autoguidance"),
+        "guide": method_colour("cfg"),
+        "unconditional": method_colour("cfg+interval"),
+    }
     styles = {"main": "-", "guide": "--", "unconditional": "-."}
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         plot, axes = _new_axes(3.0)
         for network, (images, loss) in losses.items():
             width = max(1, len(loss) // 40)
@@ -273,7 +279,7 @@ def training_loss(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str
     ends = {network: (figure(float(loss[-1])), figure_images(images[-1])) for network, (images, loss) in losses.items()}
     last = "; ".join(f"{network} {loss} at {images} images" for network, (loss, images) in ends.items())
     caption = "Training loss over images seen, running mean. It includes the learned weighting, so it may be negative."
-    return caption, _inline(plot, f"{name}-loss", f"Training loss over images seen. Last: {last}.")
+    return caption, inline(plot, f"{name}-loss", f"Training loss over images seen. Last: {last}.")
 
 
 def figure_images(count: float) -> str:

@@ -92,6 +92,7 @@ class RunRecords:
         real_half: distance between half of the real set and all of it, the least one can expect; None if not measured.
         images: method -> images, from `images/*.npz`.
         losses: network -> (images seen [n], loss [n]), from `NETWORK/log.jsonl`.
+        sensitivity: per method how the distance changes around its best setting, as recorded; {} where absent.
     """
 
     folder: Path
@@ -104,6 +105,7 @@ class RunRecords:
     real_half: float | None
     images: Mapping[str, ImageSet]
     losses: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -297,4 +299,5 @@ def read_run(folder: Path | str) -> RunRecords:
         real_half=_number(_mapping(content, "baseline", path).get("real_half"), "real_half", path),
         images={file.stem: _read_images(file) for file in sorted((folder / "images").glob("*.npz"))},
         losses={name: loss for name in networks if (loss := _read_losses(folder / name)) is not None},
+        sensitivity=_mapping(content, "sensitivity", path),
     )

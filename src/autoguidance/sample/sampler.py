@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autoguidance.data.encoders import Encoder, make_encoder
 from autoguidance.diffusion.denoiser import Denoiser, device_of, encoder_of
-from autoguidance.errors import UserError
+from autoguidance.errors import NotFiniteError, UserError
 from autoguidance.sample.heun import Heun
 from autoguidance.sample.seeds import ClassSelection, SeededNoise
 from autoguidance.sample.solver import Solver
@@ -120,7 +120,7 @@ def sample_batches(
             labels.append(torch.full((len(part),), -1) if index is None else index[: len(part)])
         batch = SampleBatch(chosen, torch.cat(labels), torch.cat(latents))
         if not bool(torch.isfinite(batch.latents).all()):
-            raise UserError("the samples are not finite; lower the guidance weight or check the models")
+            raise NotFiniteError("the samples are not finite; lower the guidance weight or check the models")
         yield batch
 
 

@@ -19,6 +19,7 @@ from autoguidance.models import Precond, build_model
 from autoguidance.sample import Solver
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.presets import auto_preset, resolve, smaller
+from autoguidance.tune.policy import rung_counts
 
 DEFAULT_MINUTES = {"digits": 6.5}
 OTHER_MINUTES = 60.0
@@ -27,8 +28,10 @@ EMA_STDS = (0.05, 0.1, 0.2)
 """Averages stored while training. The search likes wide ones in guides; two narrow ones cannot represent them at early times."""
 METHOD_SHARES = {"unguided": 0.05, "cfg": 0.15, "cfg+interval": 0.25, "autoguidance": 0.55}
 """Of the search. `cfg+interval` starts from what `cfg` found, so both kinds of guidance get about as many settings."""
-_LEAST_EVALUATIONS = {"unguided": 3, "cfg": 5, "cfg+interval": 4, "autoguidance": 12}
-_MOST_EVALUATIONS = {"unguided": 11, "cfg": 40, "cfg+interval": 50, "autoguidance": 80}
+_LEAST_MEASUREMENTS = {"unguided": 2, "cfg": 4, "cfg+interval": 4, "autoguidance": 7}
+_MOST_MEASUREMENTS = {"unguided": 6, "cfg": 20, "cfg+interval": 25, "autoguidance": 40}
+"""Images of a method's search, in full measurements; most of them are spent on settings that a part of the images rules out."""
+_LEAST_IMAGES = 256  # of a full measurement while searching
 _TRAIN_SHARE, _SEARCH_SHARE = 0.45, 0.6  # of the whole; of what is left after training
 _WORKER_START_SECONDS = 8.0  # a new process imports torch and opens the data
 
@@ -70,12 +73,12 @@ class MeasurePlan:
     """How to measure.
 
     Attributes:
-        search_images: samples per setting while searching.
-        search_budget: settings per method.
+        search_counts: samples per setting while searching, by rung (see `tune.policy`).
+        search_budget: samples per method.
         num_images, repeats: samples per repeat of the final comparison, and how many repeats.
     """
 
-    search_images: int
+    search_counts: tuple[int, ...]
     search_budget: dict[str, int]
     num_images: int
     repeats: int
@@ -164,6 +167,7 @@ def plan_measuring(
     seconds_left: float,
     train_seconds: float,
     *,
+    num_features: int,
     num_processes: int,
     on_gpu: bool,
 ) -> MeasurePlan:
@@ -175,6 +179,7 @@ def plan_measuring(
         solver: of every measurement.
         seconds_left: of the budget.
         train_seconds: what training the main model took; where it was slower than expected (a busy machine), so will be the rest.
+        num_features: of the network that measures.
         num_processes, on_gpu: who measures.
     """
     steps = 2 * solver.num_steps - 1
@@ -189,21 +194,17 @@ def plan_measuring(
     final_seconds = (1 - _SEARCH_SHARE) * seconds_left * speed
     most = max(1000, min(10_000, source.num_images // 2))
     num_images = round(min(most, max(128, final_seconds / (repeats * sum(cost.values())))))
-    search_images = max(160, min(2_000, int(num_images * 0.8)))
     search_seconds = _SEARCH_SHARE * seconds_left * speed
-    shares = {method: METHOD_SHARES[method] for method in cost}
-    while True:
-        budget = {
-            method: int(search_seconds * share / sum(shares.values()) / (search_images * cost[method]))
-            for method, share in shares.items()
-        }
-        # Few settings measured well beat many measured badly: on a few hundred images the noise chooses.
-        short = any(budget[method] < _LEAST_EVALUATIONS[method] for method in budget)
-        if not short or search_images <= 250:
-            break
-        search_images = max(250, int(search_images * 0.9))
-    budget = {m: max(_LEAST_EVALUATIONS[m], min(_MOST_EVALUATIONS[m], count)) for m, count in budget.items()}
-    return MeasurePlan(search_images=search_images, search_budget=budget, num_images=num_images, repeats=repeats)
+    shares = {method: METHOD_SHARES[method] / sum(METHOD_SHARES[m] for m in cost) for method in cost}
+    samples = {method: int(search_seconds * share / cost[method]) for method, share in shares.items()}
+    # Few settings measured well beat many measured badly, on a few hundred images the noise chooses; but there must be enough of them.
+    full = min(num_images, *(samples[method] // _LEAST_MEASUREMENTS[method] for method in cost))
+    counts = rung_counts(max(_LEAST_IMAGES, full - full % 64), num_features)
+    budget = {
+        method: counts[-1] * max(_LEAST_MEASUREMENTS[method], min(_MOST_MEASUREMENTS[method], count // counts[-1]))
+        for method, count in samples.items()
+    }
+    return MeasurePlan(search_counts=counts, search_budget=budget, num_images=num_images, repeats=repeats)
 
 
 def to_json(plan: TrainPlan | MeasurePlan) -> dict[str, Any]:

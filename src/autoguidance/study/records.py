@@ -1,7 +1,6 @@
-"""What a run writes down: settings as results.json names them, rows with spread, the protocol, the pair."""
+"""What a run writes down about its data and its networks."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,84 +8,10 @@ import numpy as np
 import torch
 
 from autoguidance.data.source import ImageSource
-from autoguidance.evaluate import Protocol, Reference
-from autoguidance.evaluate.classifier import ClassifierFeatures
 from autoguidance.models import build_model
-from autoguidance.sample import Solver
 from autoguidance.sample.files import read_npz
 from autoguidance.storage import atomic_path, read_json, read_json_lines
-from autoguidance.study.plan import MeasurePlan
 from autoguidance.train.config import TrainConfig
-from autoguidance.tune import Measured, Task
-from autoguidance.zoo import Pair
-
-
-def describe_pair(pair: Pair, out: Path) -> dict[str, Any]:
-    """A pair as results.json names it: models relative to the run's folder, one guide, one weight."""
-    prefix = f"{out}/"
-    guide = pair.guide or pair.unconditional
-    return {
-        "method": pair.method,
-        "main": pair.main.removeprefix(prefix),
-        "guide": None if guide is None else guide.removeprefix(prefix),
-        "weight": pair.weight if pair.guide else pair.cfg_weight,
-        "interval": None if pair.interval is None else list(pair.interval),
-    }
-
-
-def describe_task(task: Task, out: Path) -> dict[str, Any]:
-    """A measurement before its result is known."""
-    return {**describe_pair(task.pair, out), "first_seed": task.first_seed, "num_images": task.num_images}
-
-
-def record_key(record: Mapping[str, Any]) -> str:
-    """Identifies a measurement: the setting and the seeds."""
-    names = ("method", "main", "guide", "weight", "interval", "first_seed", "num_images")
-    return json.dumps([record[name] for name in names])
-
-
-def summary(measured: Sequence[Measured]) -> dict[str, Any]:
-    """Mean and spread (n - 1) over repeats, and the cost per image."""
-    distances = [m.fd for m in measured]
-    return {
-        "fd": float(np.mean(distances)),
-        "fd_std": float(np.std(distances, ddof=1)) if len(distances) > 1 else None,
-        "fd_repeats": distances,
-        "evaluations_main": measured[0].evaluations_main,
-        "evaluations_guide": measured[0].evaluations_guide,
-        "seconds_per_image": float(np.mean([m.seconds_per_image for m in measured])),
-    }
-
-
-def run_protocol(
-    source: ImageSource, reference: Reference, plan: MeasurePlan, solver: Solver, first_seed: int
-) -> Protocol:
-    """How the final comparison was measured."""
-    network, count = reference.network, plan.num_images
-    notes = ["each method's setting was chosen on other seeds than those reported"]
-    if isinstance(network, ClassifierFeatures):
-        notes.append(
-            "features of a classifier trained on the same data "
-            f"(held-out accuracy {network.info.held_out_accuracy:.1%}); distances compare within this protocol only"
-        )
-    if count <= network.num_features:
-        notes.append(
-            f"{count} images for {network.num_features} features: singular covariance, strongly biased distance"
-        )
-    starts = range(first_seed, first_seed + plan.repeats * count, count)
-    return Protocol(
-        features=network.name,
-        features_sha256=network.sha256,
-        num_images=count,
-        reference=source.name,
-        reference_sha256=source.fingerprint,
-        num_real=reference.statistics.num,
-        class_sampling="proportional to the data, by seed" if source.num_classes else "none",
-        seeds=tuple(f"{start}-{start + count - 1}" for start in starts),
-        repeats=plan.repeats,
-        solver=solver.describe(),
-        notes=tuple(notes),
-    )
 
 
 def describe_dataset(source: ImageSource) -> dict[str, Any]:

@@ -14,12 +14,10 @@ interruption:
 Seeds: the comparison uses seed_base + 0 .. repeats * num_images - 1, the search seed_base + 5,000,000 and on.
 """
 
-import fcntl
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,8 @@ from autoguidance.errors import UserError
 from autoguidance.evaluate import Reference, Statistics, half_distance, open_network, source_statistics
 from autoguidance.report.page import write_report
 from autoguidance.sample import Heun, proportional_classes
-from autoguidance.storage import append_json_line, make_folder, read_json, read_json_lines, write_json
+from autoguidance.storage import alone, make_folder, read_json, read_json_lines, write_json
+from autoguidance.study.comparison import compare
 from autoguidance.study.plan import (
     DEFAULT_MINUTES,
     OTHER_MINUTES,
@@ -42,37 +41,23 @@ from autoguidance.study.plan import (
     to_json,
     training_configs,
 )
-from autoguidance.study.records import (
-    describe_dataset,
-    describe_pair,
-    describe_task,
-    describe_training,
-    keep_real,
-    record_key,
-    run_protocol,
-    summary,
-)
+from autoguidance.study.records import describe_dataset, describe_training, keep_real
+from autoguidance.study.stages import Stage, Stages, silent
 from autoguidance.study.training import Job, run_jobs
 from autoguidance.train.config import TrainConfig
 from autoguidance.tune import (
-    Measured,
-    Measurer,
+    Contest,
+    Entry,
     MeasureSettings,
+    SearchPlan,
     SearchSpace,
-    Task,
-    coordinate_search,
     early_snapshots,
     guide_source,
-    measurer,
 )
-from autoguidance.zoo import Pair
-
-ProgressCallback = Callable[[int, int, dict[str, Any]], None]
-Stage = Callable[[str], AbstractContextManager[ProgressCallback | None]]
+from autoguidance.tune.records import measured_protocol
 
 SEARCH_SEEDS = 5_000_000
 SEEDS_PER_RUN = 10_000_000
-IMAGES_KEPT = 64
 SOLVER = Heun(num_steps=12)
 """12 Heun steps: on data this small, more steps change the distance by less than its spread, and every evaluation counts."""
 
@@ -130,41 +115,29 @@ class RunConfig:
         return self.seed * SEEDS_PER_RUN
 
 
-def run(config: RunConfig, stage: Stage | None = None) -> dict[str, Any]:
+def run(config: RunConfig, stage: Stage = silent) -> dict[str, Any]:
     """Do the whole way, or what is left of it.
 
     Args:
         config: what to do and where.
-        stage: given a stage's title, a context manager that yields a progress callback; None: silent.
+        stage: given a stage's title, a context manager that yields a progress callback.
 
     Returns: the content of results.json.
     Raises: UserError where the data cannot be used, the folder holds another run or cannot be written.
     """
-    stage = stage or (lambda title: nullcontext())
     make_folder(config.out)
-    with _alone(config.out):
+    busy = f"another process is working in {config.out}; wait for it, or choose another folder with --out"
+    with alone(config.out / ".lock", busy):
         with stage("check images") as progress:
             source = open_data(config.data, resolution=config.resolution, progress=progress)
         return _Run(config, source, stage).go()
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process is working in {folder}; wait for it, or choose another folder with --out"
-            ) from None
-        yield
-
-
 class _Run:
     def __init__(self, config: RunConfig, source: ImageSource, stage: Stage) -> None:
-        self.config, self.source, self.stage = config, source, stage
+        self.config, self.source = config, source
         self.out = config.out
-        self.seconds: dict[str, float] = {}
+        self.stages = Stages(config.out, stage)
 
     def go(self) -> dict[str, Any]:
         self._begin()
@@ -174,7 +147,10 @@ class _Run:
         configs = training_configs(plan, self.source, self.config.seed, on_gpu=self.config.on_gpu)
         self._train(configs)
         reference = self._reference()
-        measuring = self._plan_measuring(plan, self.config.budget_seconds - sum(self.seconds.values()))
+        num_features = reference[0].network.num_features
+        measuring = self._plan_measuring(
+            plan, self.config.budget_seconds - sum(self.stages.seconds.values()), num_features
+        )
         settings = MeasureSettings(
             features=self._features,
             reference=self.out / "reference.npz",
@@ -182,25 +158,44 @@ class _Run:
             resolution=self.source.resolution,
             classes=self._classes,
             device=str(self.config.device),
+            partial=self.out / "partial",
         )
-        best, rows = self._measure(settings, measuring)
+        found = compare(
+            self._contest(measuring),
+            settings,
+            self.out,
+            stages=self.stages,
+            num_processes=self.config.workers,
+            first_seed=self.config.seed_base,
+        )
         self._keep_images()
-        protocol = run_protocol(self.source, reference[0], measuring, SOLVER, self.config.seed_base)
+        protocol = measured_protocol(
+            reference[0],
+            num_images=measuring.num_images,
+            repeats=measuring.repeats,
+            first_seed=self.config.seed_base,
+            solver=SOLVER,
+            class_sampling="proportional to the data, by seed" if self.source.num_classes else "none",
+            device=self.config.device.type,
+            notes=["each method's setting was chosen on other seeds than those reported"],
+        )
         results = {
             "protocol": protocol.to_dict(),
-            "rows": [{**describe_pair(best[method], self.out), **summary(rows[method])} for method in rows],
+            "rows": found.rows(self.out),
             "search": read_json_lines(self.out / "search.jsonl"),
+            "sensitivity": found.sensitive,
             "dataset": describe_dataset(self.source),
             "training": describe_training(configs, self.out),
             "baseline": {"real_half": reference[1]},
-            "seconds": self.seconds,
+            "seconds": self.stages.seconds,
             "plan": {"training": to_json(plan), "measuring": to_json(measuring)},
         }
         write_json(self.out / "results.json", results)
         row = next(row for row in results["rows"] if row["method"] == "autoguidance")
         measurement = {"row": row, "protocol": results["protocol"]}
-        replace(best["autoguidance"], measurement=measurement).save(self.out / "pair.json")
-        with self.stage("report"):
+        replace(found.best["autoguidance"], measurement=measurement).save(self.out / "pair.json")
+        shutil.rmtree(self.out / "partial", ignore_errors=True)  # no measurement goes on from there any more
+        with self.stages("report"):
             write_report([self.out], self.out / "report.html")
         return results
 
@@ -239,23 +234,11 @@ class _Run:
                     f"{self.out} is not empty and holds no run ({others[0]}); choose another folder with --out"
                 )
             write_json(path, content)
-        times = self.out / "seconds.json"
-        self.seconds = read_json(times) if times.exists() else {}
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Adds the stage's time to what earlier, interrupted calls spent on it."""
-        start, before = time.monotonic(), self.seconds.get(name, 0.0)
-        try:
-            yield
-        finally:
-            self.seconds[name] = before + time.monotonic() - start
-            write_json(self.out / "seconds.json", self.seconds)
 
     def _plan(self) -> TrainPlan:
         path = self.out / "plan.json"
         if not path.exists():
-            with self._timed("plan"), self.stage("plan"):
+            with self.stages("plan"):
                 plan = plan_training(
                     self.source,
                     self.config.budget_seconds / 60,
@@ -267,7 +250,7 @@ class _Run:
         content = read_json(path)
         return TrainPlan(**{**content, "evaluation_rates": tuple(content["evaluation_rates"])})
 
-    def _plan_measuring(self, plan: TrainPlan, seconds_left: float) -> MeasurePlan:
+    def _plan_measuring(self, plan: TrainPlan, seconds_left: float, num_features: int) -> MeasurePlan:
         path = self.out / "plan-measuring.json"
         if not path.exists():
             measuring = plan_measuring(
@@ -276,11 +259,13 @@ class _Run:
                 SOLVER,
                 seconds_left,
                 read_json(self.out / "trained.json")["main"],
+                num_features=num_features,
                 num_processes=self.config.workers,
                 on_gpu=self.config.on_gpu,
             )
             write_json(path, to_json(measuring))
-        return MeasurePlan(**read_json(path))
+        content = read_json(path)
+        return MeasurePlan(**{**content, "search_counts": tuple(content["search_counts"])})
 
     # Training
 
@@ -303,7 +288,7 @@ class _Run:
         jobs += [
             Job(name=name, out=self.out / name, config=config) for name, config in configs.items() if name != "main"
         ]
-        with self._timed("train"), self.stage("train") as progress:
+        with self.stages("train") as progress:
             seconds = run_jobs(
                 jobs,
                 self.config.data,
@@ -324,7 +309,7 @@ class _Run:
             device=self.config.device,
         )
         if not path.exists():
-            with self._timed("reference"), self.stage("reference") as progress:
+            with self.stages("reference") as progress:
                 source_statistics([network], self.source, progress=progress)[0].save(path)
         reference = Reference(network=network, statistics=Statistics.load(path))
         half_path = self.out / "real-half.json"
@@ -334,117 +319,21 @@ class _Run:
 
     # Measuring
 
-    def _measure(
-        self, settings: MeasureSettings, plan: MeasurePlan
-    ) -> tuple[dict[str, Pair], dict[str, list[Measured]]]:
-        journal = {record_key(record): record for record in read_json_lines(self.out / "search.jsonl")}
-        finals = {record_key(record): record for record in read_json_lines(self.out / "compare.jsonl")}
-        with measurer(settings, self.config.workers) as pool:
-            with self._timed("search"), self.stage("search") as progress:
-                best = self._search(pool, plan, journal, progress)
-            with self._timed("compare"), self.stage("compare") as progress:
-                rows = self._compare(pool, plan, best, finals, progress)
-        return best, rows
-
-    def _search(
-        self, pool: Measurer, plan: MeasurePlan, journal: dict[str, dict[str, Any]], progress: ProgressCallback | None
-    ) -> dict[str, Pair]:
+    def _contest(self, plan: MeasurePlan) -> Contest:
         main = guide_source(str(self.out / "main"))
-        own = early_snapshots(str(self.out / "main"))
-        trained = guide_source(str(self.out / "guide"))
-        # From the worst to the best: by images seen; the smaller network is the worse one at equal count.
-        guides = tuple(sorted([trained, *own], key=lambda g: (g.num_images, g.run != trained.run)))
+        guides = (guide_source(str(self.out / "guide")), *early_snapshots(str(self.out / "main")))
         unconditional = guide_source(str(self.out / "unconditional")) if (self.out / "unconditional").exists() else None
-        best: dict[str, Pair] = {}
-        values: dict[str, dict[str, float]] = {}
-        total, spent = sum(plan.search_budget.values()), 0
-        least = math.inf
+        entries = []
         for method, budget in plan.search_budget.items():
             space = SearchSpace(method, main, SOLVER, guides if method == "autoguidance" else (), unconditional)
-
-            def measure(points: list[tuple[int, ...]], space: SearchSpace = space) -> list[float]:
-                nonlocal spent, least
-                tasks = [
-                    Task(
-                        pair=space.pair(point),
-                        first_seed=self.config.seed_base + SEARCH_SEEDS,
-                        num_images=plan.search_images,
-                    )
-                    for point in points
-                ]
-
-                def report(record: dict[str, Any]) -> None:
-                    nonlocal spent, least
-                    spent, least = spent + 1, min(least, record["fd"])
-                    if progress is not None:
-                        progress(min(spent, total), total, {"method": record["method"], "best": least})
-
-                return [m.fd for m in self._measured(pool, tasks, self.out / "search.jsonl", journal, report)]
-
-            known = {**values.get("unguided", {}), **(values.get("cfg", {}) if method == "cfg+interval" else {})}
-            starts = space.starts(known, thorough=budget >= 14)[:budget]
-            found = coordinate_search(
-                space.sizes, measure, starts, budget, steps=space.steps(budget), diagonals=space.diagonals
+            spend = SearchPlan(
+                counts=plan.search_counts,
+                budget=budget,
+                first_seed=self.config.seed_base + SEARCH_SEEDS,
+                finalists=1,
+                confirm_repeats=plan.repeats,
+                confirm_images=plan.num_images,
+                confirm_seed=self.config.seed_base,
             )
-            best[method], values[method] = space.pair(found.best), space.values(found.best)
-        return best
-
-    def _compare(
-        self,
-        pool: Measurer,
-        plan: MeasurePlan,
-        best: Mapping[str, Pair],
-        finals: dict[str, dict[str, Any]],
-        progress: ProgressCallback | None,
-    ) -> dict[str, list[Measured]]:
-        make_folder(self.out / "images")
-        tasks = [
-            Task(
-                pair=pair,
-                first_seed=self.config.seed_base + repeat * plan.num_images,
-                num_images=plan.num_images,
-                keep=self.out / "images" / f"{method}.npz" if repeat == 0 else None,
-                keep_images=IMAGES_KEPT,
-            )
-            for repeat in range(plan.repeats)
-            for method, pair in best.items()
-        ]
-        done = 0
-
-        def report(record: dict[str, Any]) -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, len(tasks), {"method": record["method"], "distance": record["fd"]})
-
-        measured = self._measured(pool, tasks, self.out / "compare.jsonl", finals, report)
-        rows: dict[str, list[Measured]] = {method: [] for method in best}
-        for index, result in enumerate(measured):
-            rows[list(best)[index % len(best)]].append(result)
-        return rows
-
-    def _measured(
-        self,
-        pool: Measurer,
-        tasks: Sequence[Task],
-        path: Path,
-        journal: dict[str, dict[str, Any]],
-        report: Callable[[dict[str, Any]], None],
-    ) -> list[Measured]:
-        """Measure what the journal does not hold yet; each result is written down as it arrives."""
-        records = [describe_task(task, self.out) for task in tasks]
-        keys = [record_key(record) for record in records]
-        for key in dict.fromkeys(keys):
-            if key in journal:
-                report(journal[key])
-        fresh = [index for index, key in enumerate(keys) if key not in journal]
-
-        def done(position: int, result: Measured) -> None:
-            record = {**records[fresh[position]], **asdict(result)}
-            append_json_line(path, record)
-            journal[record_key(record)] = record
-            report(record)
-
-        pool.measure([tasks[index] for index in fresh], done)
-        names = ("fd", "evaluations_main", "evaluations_guide", "seconds_per_image")
-        return [Measured(**{name: journal[key][name] for name in names}) for key in keys]
+            entries.append(Entry(space=space, plan=spend))
+        return Contest(entries)

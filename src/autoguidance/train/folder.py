@@ -11,7 +11,6 @@ Only the main process writes, and one run at a time: a lock, which the system re
 second.
 """
 
-import fcntl
 import importlib.metadata
 import json
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from autoguidance.errors import UserError
 from autoguidance.models.files import ModelInfo, save_model
 from autoguidance.storage import (
     Manifest,
+    alone,
     append_json_line,
     make_folder,
     read_json,
@@ -188,19 +188,7 @@ def open_run(path: Path | str) -> Iterator[RunFolder]:
     Raises UserError where it cannot be written, or another process is training there.
     """
     path = make_folder(path)
-    try:
-        lock = (path / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write into {path}: {error.strerror}; choose another output folder") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {path}; wait for it, or choose another output folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: the user has to see to it
+    with alone(path / ".lock", f"another process is training in {path}; wait for it, or choose another output folder"):
         for folder in (path, path / "snapshots", path / "checkpoints"):
             for leftover in folder.glob(".*.tmp"):
                 with suppress(OSError):

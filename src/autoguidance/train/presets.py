@@ -24,7 +24,19 @@ from autoguidance.errors import UserError
 from autoguidance.train.config import NetworkConfig, TrainConfig, apply_overrides
 
 _LATENT_FAMILY = "edm2-img512"
-_FACTORS: dict[str, int] = {"pixels": 1, "unshuffle2": 2, "unshuffle4": 4}
+# Name of --encoder: kind and factor for `default_encoder`.
+ENCODERS: dict[str, tuple[str, int]] = {
+    "pixels": ("pixels", 1),
+    "unshuffle2": ("unshuffle", 2),
+    "unshuffle4": ("unshuffle", 4),
+    "pixels-scaled": ("scaled", 1),
+    "unshuffle2-scaled": ("scaled", 2),
+    "unshuffle4-scaled": ("scaled", 4),
+    "dct2": ("dct", 2),
+    "dct4": ("dct", 4),
+    "wavelet2": ("wavelet", 2),
+    "wavelet4": ("wavelet", 4),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +190,9 @@ def resolve(
     Args:
         name: of a preset; None or "auto": by resolution.
         source: the images, or latents of images.
-        encoder: what the network works on; "auto" takes pixels up to 16, else unshuffle by 2 or 4 towards a width of
-            8 to 16. A set of latents has its own.
+        encoder: what the network works on, one of ENCODERS; "auto" takes pixels up to 16, else unshuffle by 2 or 4
+            towards a width of 8 to 16. Those that scale measure mean and std on the images. A set of latents has its
+            own.
         overrides: `key=value` texts, see `train.config.apply_overrides`; they win over `changes`.
         on_gpu: for the automatic preset.
         changes: fields of TrainConfig by name; None leaves the preset's value.
@@ -206,11 +219,11 @@ def fit_to_images(preset: Preset, source: TrainingSource, encoder: str = "auto")
         return _fit_published(preset, source)
     if encoder == "auto":
         encoder = "pixels" if source.resolution <= 16 else "unshuffle2" if source.resolution < 28 else "unshuffle4"
-    if encoder not in _FACTORS:
-        raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(_FACTORS)}")
-    factor = _FACTORS[encoder]
+    if encoder not in ENCODERS:
+        raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(ENCODERS)}")
+    kind, factor = ENCODERS[encoder]
     levels = _levels(-(-source.resolution // factor))
-    chosen = default_encoder(source, "pixels" if factor == 1 else "unshuffle", factor, multiple_of=2 ** (levels - 1))
+    chosen = default_encoder(source, kind, factor, multiple_of=2 ** (levels - 1))
     network = replace(preset.config.network, channel_mult=(1, *[2] * (levels - 1)))
     return replace(preset.config, network=network, encoder=chosen.config)
 

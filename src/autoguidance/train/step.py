@@ -12,6 +12,7 @@ gets other data.
 Reference: Karras et al. 2024, arXiv 2312.02696, Section 2 and Appendix B.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +23,15 @@ from torch import Tensor
 from autoguidance.diffusion.loss import edm_loss
 from autoguidance.ema.power import PowerEMA
 from autoguidance.errors import UserError
+from autoguidance.models.graphs import MAX_PARAMETERS, Recording, graphs_enabled
 from autoguidance.models.precond import Precond
 from autoguidance.train.batches import MicroBatch
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.distributed import World
 from autoguidance.train.order import DROPOUT, mix_seed
 from autoguidance.train.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +87,44 @@ class Trainer:
             }
         self.averages = PowerEMA(model, config.ema_stds)
         self.averaged_images = 0
+        # Dropout's generator is seeded per round, which a recording cannot do.
+        small = len(self._flat) <= MAX_PARAMETERS
+        self._records = world.device.type == "cuda" and small and not config.network.dropout and graphs_enabled()
+        self._recordings: dict[tuple[int, int], Recording] = {}
 
     def accumulate(self, batch: MicroBatch) -> None:
         """Add one round's gradient of sum(loss) / batch_size, and its loss."""
         if self.config.network.dropout:
             torch.manual_seed(mix_seed(self.config.seed, DROPOUT, batch.start))
-        loss = edm_loss(
-            self.model,
-            batch.clean,
-            batch.labels,
-            batch.sigma_normal,
-            batch.noise,
-            p_mean=self.config.p_mean,
-            p_std=self.config.p_std,
-        )
-        total = loss.sum() / self.config.batch_size
+        inputs = [batch.clean, batch.sigma_normal, batch.noise]
+        if batch.labels is not None:
+            inputs.append(batch.labels)
+        recording = self._recording(inputs) if self._records else None
+        if recording is None:
+            self._accumulate(*inputs)
+        else:
+            recording(*inputs)
+
+    def _accumulate(self, clean: Tensor, sigma_normal: Tensor, noise: Tensor, labels: Tensor | None = None) -> None:
+        config = self.config
+        loss = edm_loss(self.model, clean, labels, sigma_normal, noise, p_mean=config.p_mean, p_std=config.p_std)
+        total = loss.sum() / config.batch_size
         total.backward()
         self._flat[-1] += total.detach() / loss[0].numel()
+
+    def _recording(self, inputs: list[Tensor]) -> Recording | None:
+        """The round of this size as a CUDA graph, recorded when it is first met; None: it cannot be."""
+        key = (len(inputs[0]), len(inputs))
+        if key not in self._recordings:
+            before = self._flat.clone()  # warming up adds gradients
+            try:
+                self._recordings[key] = Recording(self._accumulate, inputs)
+            except RuntimeError as error:
+                logger.warning("training is not recorded as a CUDA graph (slower): %s", str(error).splitlines()[0])
+                self._records = False
+                self._recordings.clear()
+            self._flat.copy_(before)
+        return self._recordings.get(key)
 
     def step(self, num_images: int, rounds: Sequence[MicroBatch]) -> StepResult:
         """Train on this process's slice of the batch that begins after `num_images` images."""

@@ -1,22 +1,44 @@
-"""The search for a guidance setting: what is searched, how, and how a setting is measured."""
+"""The search for a guidance setting: what can be chosen, what to measure next, who measures it, and what it says.
 
+`SearchSpace` (settings) -> `Policy` / `Contest` (what to measure next) -> `Board` (who measures what) -> `Measurer` (sample and measure)
+-> `drive` (keeps workers busy).
+"""
+
+from autoguidance.tune.board import Board, Claim, Finished, MemoryBoard, State, Unit, open_board
+from autoguidance.tune.contest import Contest, Entry
+from autoguidance.tune.drive import drive
+from autoguidance.tune.grid import Axis, Grid, Point
 from autoguidance.tune.measuring import Measured, Measurer, MeasureSettings, Task, end_with_parent, measurer
-from autoguidance.tune.search import Search, coordinate_search
+from autoguidance.tune.policy import Policy, Ranked, SearchPlan
 from autoguidance.tune.space import EMA_STDS, WEIGHTS, GuideSource, SearchSpace, early_snapshots, guide_source
 
 __all__ = [
     "EMA_STDS",
     "WEIGHTS",
+    "Axis",
+    "Board",
+    "Claim",
+    "Contest",
+    "Entry",
+    "Finished",
+    "Grid",
     "GuideSource",
     "MeasureSettings",
     "Measured",
     "Measurer",
-    "Search",
+    "MemoryBoard",
+    "Point",
+    "Policy",
+    "Ranked",
+    "SearchPlan",
     "SearchSpace",
+    "State",
     "Task",
-    "coordinate_search",
+    "Unit",
+    "drive",
     "early_snapshots",
     "end_with_parent",
     "guide_source",
     "measurer",
+    "open_board",
 ]

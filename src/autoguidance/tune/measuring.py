@@ -3,30 +3,44 @@
 One process per CPU core, each with one thread: sampling of small networks scales with processes and not with threads,
 and image k is the same in every process. On a GPU one process. A worker keeps the models that it used last. A worker
 whose parent is gone ends itself, so that a killed command leaves nothing running.
+
+A measurement on n images is the first part of one on more images of the same seeds, so its statistics are kept
+(`MeasureSettings.partial`), and the larger one samples only what is missing.
 """
 
+import hashlib
+import json
 import multiprocessing
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 import torch
 
-from autoguidance.errors import UserError
+from autoguidance.errors import NotFiniteError, UserError
 from autoguidance.evaluate import Reference, Statistics, batch_statistics, frechet_distance, open_network
+from autoguidance.evaluate.evaluation import OtherFigures
+from autoguidance.evaluate.feature_sets import stream_sets
+from autoguidance.evaluate.statistics import pool_statistics, read_statistics_file
 from autoguidance.models import Precond
 from autoguidance.sample import ClassSelection, Counted, image_encoder, micro_batch_size, sample_batches
 from autoguidance.sample.files import join_batches, write_npz
-from autoguidance.zoo import Pair, load
+from autoguidance.storage import make_folder
+from autoguidance.zoo import Pair, is_remote, load, parse_model_name
+from autoguidance.zoo.identity import content_key
+from autoguidance.zoo.names import write_model
 
 _MODELS_KEPT = 12
+_AVERAGES_KEPT = 40  # files: of EDM2-XL about 40 GB
+_DIED = "a measuring process died (out of memory?); free some memory and run the same command again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +51,8 @@ class Task:
         pair: what to sample with.
         first_seed, num_images: seeds first_seed .. first_seed + num_images - 1.
         keep: write the images of the first `keep_images` seeds to this npz file.
+        extend: keep the statistics for a later measurement on more images, and use those that are kept.
+        metrics: beyond the Fréchet distance: "kid", "prdc". They need the reference's features, and do not go together with `extend`.
     """
 
     pair: Pair
@@ -44,6 +60,8 @@ class Task:
     num_images: int
     keep: Path | None = None
     keep_images: int = 0
+    extend: bool = False
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +72,16 @@ class Measured:
         fd: Fréchet distance.
         evaluations_main, evaluations_guide: network evaluations per image.
         seconds_per_image: of sampling, on one process.
+        new_images: images that had to be sampled; the others were known from a measurement on fewer.
+        figures: further metrics by name: kid, precision, recall, density, coverage.
     """
 
     fd: float
     evaluations_main: float
     evaluations_guide: float
     seconds_per_image: float
+    new_images: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +93,10 @@ class MeasureSettings:
         reference: statistics file of the real set.
         classes: classes by seed (see `proportional_classes`); (): drawn by each image's generator.
         device: torch device of the workers.
+        dtype: of the networks' bodies, as for `load`.
         num_threads: threads per worker on a CPU.
+        partial: folder for statistics that a measurement on more images goes on from; None: nothing is kept.
+        models: folder for post-hoc averages, so that each is made once for all workers; None: every worker makes its own.
     """
 
     features: str
@@ -80,16 +105,22 @@ class MeasureSettings:
     resolution: int
     classes: tuple[int, ...] = ()
     device: str = "cpu"
+    dtype: torch.dtype | None = None
     num_threads: int = 1
+    partial: Path | None = None
+    models: Path | None = None
 
 
 def end_with_parent() -> None:
-    """End this process when its parent is gone (a killed command must leave nothing running)."""
-    parent = os.getppid()
+    """End this process when the one that started it is gone (a killed command must leave nothing running).
+
+    Not by `os.getppid`: a parent that was killed while this process was starting has been replaced already.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that multiprocessing started has such a parent"
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        wait_for_any([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -103,16 +134,42 @@ class _Worker:
         network = open_network(
             settings.features, channels=settings.channels, resolution=settings.resolution, device=settings.device
         )
-        self.reference = Reference(network=network, statistics=Statistics.load(settings.reference))
+        statistics, features = read_statistics_file(settings.reference, with_features=True)
+        self.reference = Reference(network=network, statistics=statistics, features=features)
+        self.other_figures = OtherFigures(self.reference)
         self.models: OrderedDict[str, Precond] = OrderedDict()
 
     def load(self, name: str) -> Precond:
         if name not in self.models:
-            self.models[name] = load(name, device=self.settings.device)
+            self.models[name] = self._open(name)
         self.models.move_to_end(name)
         while len(self.models) > _MODELS_KEPT:
             self.models.popitem(last=False)
         return self.models[name]
+
+    def _open(self, name: str) -> Precond:
+        averaged = self._averaged(name)
+        if averaged is not None:
+            with suppress(UserError):  # another worker has removed it, as the oldest, in this very moment
+                return load(averaged, device=self.settings.device, dtype=self.settings.dtype)
+        return load(name, device=self.settings.device, dtype=self.settings.dtype)
+
+    def _averaged(self, name: str) -> Path | None:
+        """The file of a run's post-hoc average, made if it is not there; None: the name is a model file already."""
+        folder = self.settings.models
+        if folder is None or is_remote(name) or not parse_model_name(name).path.is_dir():
+            return None
+        key = hashlib.sha256(json.dumps(content_key(name), sort_keys=True).encode()).hexdigest()[:24]
+        path = folder / f"{key}.safetensors"
+        if path.exists():
+            os.utime(path)
+            return path
+        make_folder(folder)
+        kept = sorted(folder.glob("*.safetensors"), key=_last_used)
+        for file in kept[: max(0, len(kept) + 1 - _AVERAGES_KEPT)]:
+            file.unlink(missing_ok=True)
+        write_model(name, path)
+        return path
 
     def measure(self, task: Task) -> Measured:
         counters: dict[str, Counted] = {}
@@ -123,7 +180,10 @@ class _Worker:
         denoiser = task.pair.denoiser(device=self.settings.device, loader=loader)
         encoder = image_encoder(denoiser)
         size = micro_batch_size(denoiser)
-        seeds = range(task.first_seed, task.first_seed + task.num_images)
+        partial = self._partial(task) if task.extend else None
+        known = _largest(partial, task.num_images) if partial is not None else None
+        num_known = known.num if known is not None else 0
+        seeds = range(task.first_seed + num_known, task.first_seed + task.num_images)
         kept = []
         sampling_seconds = 0.0
 
@@ -141,8 +201,16 @@ class _Worker:
                     kept.append(batch)
                 yield encoder.decode(batch.latents)
 
-        statistics = batch_statistics([self.reference.network], images(), what=task.pair.method)[0]
-        rows = -(-task.num_images // size) * size  # the last micro-batch is padded; its cost is not the image's
+        figures: dict[str, float] = {}
+        if task.metrics:
+            found = stream_sets([self.reference.network], images(), what=task.pair.method, keep=True)[0]
+            statistics, figures = found.statistics, self.other_figures(found, task.metrics)
+        else:
+            statistics = self._statistics(images(), known, task)
+        if partial is not None and statistics.num > num_known:
+            make_folder(partial)
+            statistics.save(partial / f"{statistics.num}.npz")
+        rows = max(1, -(-len(seeds) // size) * size)  # the last micro-batch is padded; its cost is not the image's
         main = counters.pop(task.pair.main).num_evaluations
         if task.keep is not None:
             joined = join_batches(kept)
@@ -151,9 +219,57 @@ class _Worker:
             fd=frechet_distance(statistics, self.reference.statistics),
             evaluations_main=main / rows,
             evaluations_guide=sum(counter.num_evaluations for counter in counters.values()) / rows,
-            seconds_per_image=sampling_seconds / task.num_images,
+            seconds_per_image=sampling_seconds / max(1, len(seeds)),
+            new_images=len(seeds),
+            figures=figures,
         )
 
+    def _statistics(self, images: Iterator[torch.Tensor], known: Statistics | None, task: Task) -> Statistics:
+        if known is not None and known.num == task.num_images:
+            return known
+        statistics = batch_statistics([self.reference.network], images, what=task.pair.method)[0]
+        return statistics if known is None else pool_statistics(known, statistics)
+
+    def _partial(self, task: Task) -> Path | None:
+        """Folder of the statistics of this setting's images; None: the settings name none."""
+        if self.settings.partial is None:
+            return None
+        pair = task.pair
+        solver = pair.solver.describe() if pair.solver is not None else None
+        content = [pair.main, pair.guide, pair.weight, pair.unconditional, pair.cfg_weight, pair.interval, solver]
+        content += [pair.truncation] if pair.truncation != 1 else []
+        content += [task.first_seed, self.settings.classes, self.reference.network.sha256, str(self.settings.dtype)]
+        return self.settings.partial / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def _last_used(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # removed by another worker
+        return 0.0
+
+
+def _largest(folder: Path, num_images: int) -> Statistics | None:
+    """The statistics of the most images, at most num_images, that were kept; None: of none. What is damaged does not count."""
+    for path in sorted(folder.glob("*.npz"), key=lambda path: -int(path.stem)):
+        if int(path.stem) <= num_images:
+            try:
+                return Statistics.load(path)
+            except UserError:
+                continue
+    return None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a measurement could not be made."""
+
+    message: str
+    not_finite: bool
+
+
+Pending = Future[Measured | _Failure]
+"""A measurement under way."""
 
 _worker: _Worker | None = None
 
@@ -165,43 +281,50 @@ def _start(settings: MeasureSettings) -> None:
     _worker = _Worker(settings)
 
 
-def _measure(task: Task) -> Measured | str:
+def _measure(task: Task) -> "Measured | _Failure":
     assert _worker is not None
     try:
         return _worker.measure(task)
     except UserError as error:  # an exception class with its own constructor does not survive pickling
-        return str(error)
+        return _Failure(str(error), isinstance(error, NotFiniteError))
 
 
 class Measurer:
     """A pool of workers. Use `with measurer(...)`."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
+    def __init__(self, pool: ProcessPoolExecutor, num_processes: int) -> None:
         self._pool = pool
+        self.num_processes = num_processes
+
+    def submit(self, task: Task) -> Pending:
+        """Begin a measurement; its result is given to `result`."""
+        try:
+            return self._pool.submit(_measure, task)
+        except BrokenProcessPool:
+            raise UserError(_DIED) from None
+
+    def result(self, future: Pending) -> Measured:
+        """The result of a measurement. Raises: NotFiniteError where these settings give no distance; UserError where it failed
+        otherwise, or a worker died (usually: out of memory)."""
+        try:
+            found = future.result()
+        except BrokenProcessPool:
+            raise UserError(_DIED) from None
+        if isinstance(found, _Failure):
+            raise NotFiniteError(found.message) if found.not_finite else UserError(found.message)
+        return found
 
     def measure(self, tasks: Sequence[Task], done: Callable[[int, Measured], None] | None = None) -> list[Measured]:
-        """Results in the order of tasks; `done(index, result)` is called as each arrives.
-
-        Raises: UserError where a measurement fails, or a worker dies (usually: out of memory).
-        """
+        """Results in the order of tasks; `done(index, result)` is called as each arrives. Raises: as `result`."""
         results: dict[int, Measured] = {}
-        try:
-            waiting: dict[Future[Measured | str], int] = {
-                self._pool.submit(_measure, task): index for index, task in enumerate(tasks)
-            }
-            while waiting:
-                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    index, result = waiting.pop(future), future.result()
-                    if isinstance(result, str):
-                        raise UserError(result)
-                    results[index] = result
-                    if done is not None:
-                        done(index, result)
-        except BrokenProcessPool:
-            raise UserError(
-                "a measuring process died (out of memory?); free some memory and run the same command again"
-            ) from None
+        waiting = {self.submit(task): index for index, task in enumerate(tasks)}
+        while waiting:
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                index = waiting.pop(future)
+                results[index] = self.result(future)
+                if done is not None:
+                    done(index, results[index])
         return [results[index] for index in range(len(tasks))]
 
 
@@ -211,6 +334,6 @@ def measurer(settings: MeasureSettings, num_processes: int) -> Iterator[Measurer
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start, initargs=(settings,))
     try:
-        yield Measurer(pool)
+        yield Measurer(pool, num_processes)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

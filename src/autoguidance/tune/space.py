@@ -1,4 +1,4 @@
-"""What can be chosen, per method, as ordered axes; and the pair that a point on them stands for.
+"""What can be chosen, per method, as a grid; and the pair that a point on it stands for.
 
 | method | axes |
 |---|---|
@@ -6,54 +6,96 @@
 | cfg | w, EMA_main, EMA_unconditional |
 | cfg+interval | w, sigma_hi, sigma_lo, EMA_main, EMA_unconditional |
 | autoguidance | w, guide, EMA_guide, EMA_main |
+| autoguidance+interval | w, sigma_hi, sigma_lo, guide, EMA_guide, EMA_main |
+| mixed | w, alpha, guide, EMA_guide, EMA_main, EMA_unconditional (Eq. 6: total strength w, shared out by alpha from CFG to autoguidance) |
+| truncation | factor, EMA_main (the paper's negative control) |
 
-The guide is the separately trained one, or an early snapshot of the main run itself: sorted from the worst to the
-best, so that "how bad" is one ordered axis. A width that the stored snapshots cannot represent is left out.
+A guide is a training run at one of its stored times: a run of its own, or an early snapshot of the main run, which costs
+no second training. Widths that the stored snapshots cannot represent are left out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-from autoguidance.ema import MAX_PROFILE_ERROR, reconstruction_error
+from autoguidance.ema import MAX_PROFILE_ERROR, reconstruction_errors
 from autoguidance.errors import UserError
+from autoguidance.guidance.multi import mixing_weights
+from autoguidance.models import read_model_info
 from autoguidance.sample import Solver
-from autoguidance.tune.search import Point
-from autoguidance.zoo import Pair, list_snapshots
+from autoguidance.tune.grid import Axis, Grid, Point, Value
+from autoguidance.zoo import Pair, is_remote, list_snapshots, parse_model_name
 
 WEIGHTS = (1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4, 1.5, 1.6, 1.7, 1.85, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
 EMA_STDS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.085, 0.1, 0.125, 0.15, 0.2, 0.25)
 SIGMA_HIGH = (0.5, 0.8, 1.2, 1.8, 2.7, 4.0, 6.0, 9.0, 80.0)
 SIGMA_LOW = (0.0, 0.05, 0.1, 0.17, 0.28, 0.45)
+ALPHAS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+TRUNCATION_FACTORS = (1.01, 1.02, 1.03, 1.05, 1.07, 1.1, 1.15, 1.2, 1.3, 1.4)
+METHODS = ("unguided", "cfg", "cfg+interval", "autoguidance", "autoguidance+interval", "mixed", "truncation")
 
 
 @dataclass(frozen=True)
 class GuideSource:
-    """A run, at a stored number of images, that can serve as a guide, with the widths that can be had there."""
+    """A run at a stored number of images, with the EMA widths that can be had there; or one model file.
+
+    Attributes:
+        run: the run folder, or the model file or published name.
+        num_images: images seen; 0 where nobody knows.
+        stds: widths, ascending.
+        fixed: it is one model, whose width cannot be chosen.
+    """
 
     run: str
     num_images: int
     stds: tuple[float, ...]
+    fixed: bool = False
 
     def name(self, ema_std: float) -> str:
         """The model's name at the representable width nearest to ema_std."""
+        if self.fixed:
+            return self.run
         nearest = min(self.stds, key=lambda std: abs(std - ema_std))
         return f"{self.run}@{nearest:.3f}:{self.num_images}"
 
+    @property
+    def label(self) -> str:
+        """Its name without a width and without a folder: searches on several machines, with other paths, are one search."""
+        name = Path(self.run).name
+        return name if self.fixed else f"{name}:{self.num_images}"
+
 
 def guide_source(run: str, num_images: int | None = None) -> GuideSource:
-    """A run at a stored time (None: the last) with the EMA widths that its snapshots can represent there."""
-    snapshots = list_snapshots(run)
-    end = snapshots[-1].num_images if num_images is None else num_images
+    """A run at a stored time (None: the last) with the EMA widths that its snapshots can represent there.
+
+    Args:
+        run: a run folder (also RUN:COUNT), a model file, or the name of a published model. RUN@STD fixes the width.
+        num_images: the stored time.
+
+    Raises: UserError where it is not there.
+    """
+    if is_remote(run):
+        return GuideSource(run, 0, (0.1,), fixed=True)
+    parsed = parse_model_name(run)
+    if parsed.path.is_file():
+        info = read_model_info(parsed.path)
+        return GuideSource(run, info.num_images, (info.ema_std or 0.1,), fixed=True)
+    folder = str(parsed.path)
+    snapshots = list_snapshots(folder)
+    end = num_images or parsed.num_images or snapshots[-1].num_images
     stored = [(s.num_images, s.ema_std) for s in snapshots if s.num_images <= end]
     if not any(time == end for time, _ in stored):
         raise UserError(f"{run} has no snapshot at {end} images")
-    stds = tuple(std for std in EMA_STDS if reconstruction_error(stored, (end, std)) <= MAX_PROFILE_ERROR)
-    return GuideSource(run, end, stds or tuple(sorted({std for time, std in stored if time == end})))
+    wanted = EMA_STDS if parsed.ema_std is None else (parsed.ema_std,)
+    errors = reconstruction_errors(stored, [(end, std) for std in wanted])
+    stds = tuple(std for std, error in zip(wanted, errors, strict=True) if error <= MAX_PROFILE_ERROR)
+    return GuideSource(folder, end, stds or tuple(sorted({std for time, std in stored if time == end})))
 
 
 def early_snapshots(run: str, lowest: float = 1 / 32, highest: float = 0.5) -> list[GuideSource]:
-    """A run's stored times from `lowest` to `highest` of its length, about two per doubling, as guides of the run itself."""
+    """A run's stored times from `lowest` to `highest` of its length, about four per doubling, as guides of the run itself."""
     times = sorted({snapshot.num_images for snapshot in list_snapshots(run)})
     end, chosen = times[-1], []
     for time in times:
@@ -62,16 +104,33 @@ def early_snapshots(run: str, lowest: float = 1 / 32, highest: float = 0.5) -> l
     return [guide_source(run, time) for time in chosen]
 
 
+def _weights(values: Sequence[float]) -> Axis:
+    # Between w = 1 and 1.5 lies as much as between 1.5 and 3.
+    return Axis(name="weight", values=tuple(values), coordinates=tuple(math.log(w - 0.75) for w in values))
+
+
+def _widths(name: str, stds: Sequence[float]) -> Axis:
+    return Axis(name=name, values=tuple(stds), coordinates=tuple(math.log(std) for std in stds))
+
+
+def _sigmas(name: str, values: Sequence[float]) -> Axis:
+    # Beyond sigma = 12 all images look alike to a network, and below 0.03 finished.
+    return Axis(name=name, values=tuple(values), coordinates=tuple(math.log(min(v, 12) + 0.03) / 2 for v in values))
+
+
 @dataclass(frozen=True)
 class SearchSpace:
-    """The axes of one method.
+    """What can be chosen for one method.
 
     Attributes:
-        method: "unguided" | "cfg" | "cfg+interval" | "autoguidance".
+        method: one of `METHODS`.
         main: the main run.
         solver: used for every measurement.
-        guides: autoguidance only: from the worst to the best.
-        unconditional: CFG only.
+        guides: autoguidance and mixed only.
+        unconditional: CFG and mixed only.
+        weights: values of w.
+        label: names it among others of the same method; None: the method.
+        same_ema: the guide has the main model's EMA width (as near as it can be had), so there is no axis for it.
     """
 
     method: str
@@ -79,103 +138,146 @@ class SearchSpace:
     solver: Solver
     guides: tuple[GuideSource, ...] = ()
     unconditional: GuideSource | None = None
+    weights: tuple[float, ...] = WEIGHTS
+    label: str | None = None
+    same_ema: bool = False
 
     @property
-    def axes(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
-        """Names and values; the guide's values are indices into `guides`."""
-        main = ("ema_main", self.main.stds)
-        if self.method == "unguided":
-            return (main,)
-        if self.method == "autoguidance":
-            return (
-                ("weight", WEIGHTS),
-                ("guide", tuple(map(float, range(len(self.guides))))),
-                ("ema_guide", EMA_STDS),
-                main,
-            )
-        assert self.unconditional is not None
-        last = (main, ("ema_unconditional", self.unconditional.stds))
-        if self.method == "cfg":
-            return (("weight", WEIGHTS), *last)
-        return (("weight", WEIGHTS), ("sigma_hi", SIGMA_HIGH), ("sigma_lo", SIGMA_LOW), *last)
+    def name(self) -> str:
+        """Its label, or the method."""
+        return self.label or self.method
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of values per axis."""
-        return tuple(len(values) for _, values in self.axes)
+    def _has_guides(self) -> bool:
+        return self.method == "mixed" or self.method.startswith("autoguidance")
 
-    def point(self, **values: float) -> Point:
-        """The grid point nearest to the given values; axes that are not named take the middle of their range."""
-        return tuple(
-            min(range(len(axis)), key=lambda i: abs(axis[i] - values[name])) if name in values else len(axis) // 2
-            for name, axis in self.axes
-        )
+    @property
+    def _has_unconditional(self) -> bool:
+        return self.method == "mixed" or self.method.startswith("cfg")
 
-    def values(self, point: Point) -> dict[str, float]:
-        """The values at a grid point, by axis."""
-        return {name: axis[index] for (name, axis), index in zip(self.axes, point, strict=True)}
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"unknown method {self.method!r}; there are {', '.join(METHODS)}")
+        if self._has_guides and not self.guides:
+            raise UserError(f"{self.method} needs a guide: name a run, or a main run with early snapshots")
+        labels = [guide.label for guide in self.guides]
+        if len(set(labels)) < len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
+            raise UserError(f"two guides are called {twice}; give their folders different names")
+        if self._has_unconditional and self.unconditional is None:
+            raise UserError(f"{self.method} needs an unconditional model; name one")
 
-    def pair(self, point: Point) -> Pair:
-        """The pair that a grid point stands for."""
-        values = self.values(point)
-        main = self.main.name(values["ema_main"])
+    @cached_property
+    def grid(self) -> Grid:
+        """The settings of this method."""
+        if self.method == "truncation":
+            logs = tuple(8 * math.log(factor) for factor in TRUNCATION_FACTORS)
+            truncation = Axis(name="truncation", values=TRUNCATION_FACTORS, coordinates=logs)
+            return Grid((truncation, _widths("ema_main", self.main.stds)), frozenset())
+        axes: list[Axis] = [] if self.method == "unguided" else [_weights(self.weights)]
+        if self.method == "mixed":
+            axes.append(Axis(name="alpha", values=ALPHAS, coordinates=ALPHAS))
+        if self.method.endswith("+interval"):
+            axes += [_sigmas("sigma_hi", SIGMA_HIGH), _sigmas("sigma_lo", SIGMA_LOW)]
+        excluded = set()
+        if self._has_guides:
+            runs = sorted({guide.run for guide in self.guides})
+            ages = tuple(math.log(max(guide.num_images, 1)) / 1.2 for guide in self.guides)
+            labels = tuple(guide.label for guide in self.guides)
+            categories = tuple(runs.index(guide.run) for guide in self.guides)
+            axes.append(Axis(name="guide", values=labels, coordinates=ages, categories=categories))
+            if not self.same_ema:
+                widths = sorted({std for guide in self.guides for std in guide.stds})
+                excluded = {
+                    ((len(axes) - 1, i), (len(axes), j))
+                    for i, guide in enumerate(self.guides)
+                    for j, std in enumerate(widths)
+                    if std not in guide.stds
+                }
+                axes.append(_widths("ema_guide", widths))
+        axes.append(_widths("ema_main", self.main.stds))
+        if self._has_unconditional and not self.same_ema:
+            assert self.unconditional is not None
+            axes.append(_widths("ema_unconditional", self.unconditional.stds))
+        return Grid(tuple(axes), frozenset(excluded))
+
+    def pair(self, setting: Mapping[str, Value]) -> Pair:
+        """The pair that a setting stands for."""
+        main = self.main.name(float(setting["ema_main"]))
         if self.method == "unguided":
             return Pair(main=main, solver=self.solver)
-        if self.method == "autoguidance":
-            guide = self.guides[int(values["guide"])].name(values["ema_guide"])
-            return Pair(main=main, guide=guide, weight=values["weight"], solver=self.solver)
-        assert self.unconditional is not None
+        if self.method == "truncation":
+            return Pair(main=main, truncation=float(setting["truncation"]), solver=self.solver)
+        interval = (
+            (float(setting["sigma_lo"]), float(setting["sigma_hi"])) if self.method.endswith("+interval") else None
+        )
+        weight, cfg_weight = float(setting["weight"]), 1.0
+        if self.method == "mixed":
+            cfg_weight, weight = mixing_weights(weight, float(setting["alpha"]))
+        elif self._has_unconditional:
+            weight, cfg_weight = 1.0, weight
+        guide = unconditional = None
+        if self._has_guides:
+            chosen = next(guide for guide in self.guides if guide.label == setting["guide"])
+            guide = chosen.name(float(setting["ema_main" if self.same_ema else "ema_guide"]))
+        if self._has_unconditional:
+            assert self.unconditional is not None
+            unconditional = self.unconditional.name(
+                float(setting["ema_main" if self.same_ema else "ema_unconditional"])
+            )
         return Pair(
             main=main,
-            unconditional=self.unconditional.name(values["ema_unconditional"]),
-            cfg_weight=values["weight"],
-            interval=(values["sigma_lo"], values["sigma_hi"]) if "sigma_hi" in values else None,
+            guide=guide,
+            weight=weight,
+            unconditional=unconditional,
+            cfg_weight=cfg_weight,
+            interval=interval,
             solver=self.solver,
         )
 
-    def starts(self, best: dict[str, float], thorough: bool) -> Sequence[Point]:
-        """Points to begin with: around what is known from the literature and from methods searched before.
+    def starts(self, known: Mapping[str, Value]) -> list[Point]:
+        """Points to begin with: what the literature suggests, and what served small data (docs/log.md).
 
         Args:
-            best: values of the best point of a simpler method (`ema_main` of unguided; all of `cfg` for `cfg+interval`).
-            thorough: more of them.
+            known: the best setting of a simpler method, as far as its axes are here too.
         """
+        grid = self.grid
+
+        def near(**wanted: Value) -> Point:
+            return grid.nearest({name: value for name, value in {**known, **wanted}.items() if name in names})
+
+        names = {axis.name for axis in grid.axes}
+        middle = {"ema_main": 0.07} if "ema_main" not in known else {}
         if self.method == "unguided":
-            return [self.point(ema_main=std) for std in (0.05, 0.1)]
-        weights = (1.15, 1.4, 1.85) if thorough else (1.2, 1.6)
+            return list(dict.fromkeys(near(ema_main=std) for std in (0.05, 0.1)))
+        if self.method == "truncation":
+            return list(dict.fromkeys(near(**middle, truncation=factor) for factor in (1.02, 1.05, 1.1)))
+        if self.method == "mixed":
+            w = float(known.get("weight", 1.4))
+            return list(dict.fromkeys(near(**middle, weight=w, alpha=alpha) for alpha in (0.5, 0.75, 0.25)))
         if self.method == "cfg":
-            return [self.point(**{"ema_unconditional": 0.07, **best, "weight": w}) for w in weights]
+            return list(
+                dict.fromkeys(near(**{"ema_unconditional": 0.07, **middle, "weight": w}) for w in (1.2, 1.6, 2.0))
+            )
         if self.method == "cfg+interval":
-            w = best.get("weight", 1.3)
-            return [
-                self.point(**{**best, "weight": w * factor, "sigma_hi": high, "sigma_lo": low})
-                for factor, high, low in ((1.0, 2.7, 0.1), (1.25, 1.8, 0.17), (1.25, 4.0, 0.1), (1.0, 80.0, 0.17))
-            ]
-
-        # Snapshots of the main run at a sixth, a twelfth and a third of it, with a wide average (docs/log.md: 0.15 and more
-        # was best on digits), and the trained guide, whose age is fixed, with a medium one and also at the paper's w.
-        def own(share: float, w: float) -> Point:
-            return self.point(**{"ema_guide": 0.2, **best, "guide": self._nearest_guide(share), "weight": w})
-
-        def trained(w: float) -> list[Point]:
-            places = [i for i, guide in enumerate(self.guides) if guide.run != self.main.run][:1]
-            return [self.point(**{"ema_guide": 0.1, **best, "guide": place, "weight": w}) for place in places]
-
-        starts = [own(1 / 6, 1.3), *trained(1.2), own(1 / 6, 1.5), own(1 / 12, 1.2)]
-        if thorough:
-            starts += [*trained(2.0), own(1 / 3, 1.7)]
+            w = float(known.get("weight", 1.3))
+            ends = ((1.0, 2.7, 0.1), (1.25, 1.8, 0.17), (1.25, 4.0, 0.1), (1.0, 80.0, 0.17))
+            return list(
+                dict.fromkeys(near(**middle, weight=w * f, sigma_hi=high, sigma_lo=low) for f, high, low in ends)
+            )
+        whole = {"sigma_hi": 80.0, "sigma_lo": 0.0} if self.method.endswith("+interval") else {}
+        starts = []
+        trained = self._nearest([g for g in self.guides if g.run != self.main.run], 1 / 16)
+        if trained is not None:  # the paper's rule of thumb, and a careful version of it
+            for w in (2.0, 1.3):
+                starts.append(near(**middle, **whole, guide=trained.label, ema_guide=0.125, weight=w))
+        own = [g for g in self.guides if g.run == self.main.run]
+        for share, w, std in ((1 / 6, 1.3, 0.2), (1 / 12, 1.2, 0.2), (1 / 6, 1.6, 0.1)):
+            guide = self._nearest(own, share)
+            if guide is not None:
+                starts.append(near(**middle, **whole, guide=guide.label, ema_guide=std, weight=w))
         return list(dict.fromkeys(starts))
 
-    def steps(self, budget: int) -> tuple[int, ...] | None:
-        """First steps of the search; None: its own. The starts of autoguidance lie all over the range already, so a small budget is
-        better spent close to the best of them."""
-        return (1,) * len(self.axes) if self.method == "autoguidance" and budget < 30 else None
-
-    @property
-    def diagonals(self) -> tuple[tuple[int, int], ...]:
-        """Axes that belong together: the better the guide, the larger w must be for the same effect."""
-        return ((0, 1),) if self.method == "autoguidance" else ()
-
-    def _nearest_guide(self, share: float) -> int:
-        own = [i for i, guide in enumerate(self.guides) if guide.run == self.main.run] or list(range(len(self.guides)))
-        return min(own, key=lambda i: abs(math.log(self.guides[i].num_images / (share * self.main.num_images))))
+    def _nearest(self, guides: Sequence[GuideSource], share: float) -> GuideSource | None:
+        wanted = math.log(max(share * self.main.num_images, 1))
+        return min(guides, key=lambda g: abs(math.log(max(g.num_images, 1)) - wanted), default=None)

@@ -1,6 +1,7 @@
 """A model's or pair's name to a Denoiser."""
 
-from autoguidance.zoo.download import cache_folder, fetch, is_url
+from autoguidance.storage import cache_folder
+from autoguidance.zoo.download import fetch, is_url
 from autoguidance.zoo.imports import import_network, import_reference, is_cached, published_network
 from autoguidance.zoo.names import ModelName, identify, is_remote, load, parse_model_name
 from autoguidance.zoo.pairs import Pair

@@ -31,15 +31,6 @@ def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: $AUTOGUIDANCE_CACHE, else autoguidance/ in $XDG_CACHE_HOME or ~/.cache."""
-    chosen = os.environ.get("AUTOGUIDANCE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "autoguidance"
-
-
 def fetch(
     url: str,
     target: Path | str,

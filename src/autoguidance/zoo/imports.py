@@ -4,10 +4,7 @@ A name is fetched once: the pickle goes into the cache, is read (never run), wri
 and removed. The next use verifies the hash.
 """
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +13,8 @@ from autoguidance.errors import UserError
 from autoguidance.evaluate import Statistics
 from autoguidance.interop.published_names import PUBLISHED_LICENCE
 from autoguidance.models import save_model
-from autoguidance.storage import Manifest, make_folder, sha256_file
-from autoguidance.zoo.download import ProgressCallback, cache_folder, fetch
+from autoguidance.storage import Manifest, alone, cache_folder, make_folder, sha256_file
+from autoguidance.zoo.download import ProgressCallback, fetch
 from autoguidance.zoo.published import file_url
 
 if TYPE_CHECKING:
@@ -79,14 +76,6 @@ def _statistics(found: "PublishedReference", origin: str, digest: str) -> Statis
     return Statistics(found.mean, found.covariance, found.num_images, record)
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time fetches a file; the others wait and then find it."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def cached_path(name: str) -> Path:
     """Where a published network lies in the cache, whether it is there or not."""
     return cache_folder() / _FOLDER / f"{name}.safetensors"
@@ -110,7 +99,7 @@ def published_network(name: str, progress: ProgressCallback | None = None) -> Pa
     url = file_url(name)
     path = cached_path(name)
     folder = make_folder(path.parent)
-    with _alone(folder / f".{name}.lock"):
+    with alone(folder / f".{name}.lock", None):
         if is_cached(name):
             try:
                 return Manifest(folder).verify(path.name)
@@ -121,7 +110,7 @@ def published_network(name: str, progress: ProgressCallback | None = None) -> Pa
             import_network(pickle, path, origin=url)
         finally:
             pickle.unlink(missing_ok=True)  # refused or imported: either way it is of no more use
-        with _alone(folder / ".manifest.lock"):
+        with alone(folder / ".manifest.lock", None):
             Manifest(folder).commit(path)
     return path
 
@@ -132,5 +121,5 @@ def fetched_file(url: str, progress: ProgressCallback | None = None) -> Path:
 
     name = os.path.basename(url.split("?")[0]) or "file"  # noqa: PTH119 (of an address)
     folder = make_folder(cache_folder() / "files" / sha256(url.encode()).hexdigest()[:16])
-    with _alone(folder / ".lock"):
+    with alone(folder / ".lock", None):
         return fetch(url, folder / name, progress=progress)

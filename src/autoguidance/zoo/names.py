@@ -1,28 +1,40 @@
 """One way to name a model, everywhere.
 
 path.safetensors | RUN (last snapshot, the stored average nearest to 0.100) | RUN@0.070 (post-hoc EMA width) | RUN@0.070:8Mi (at 8
-Mi images) | edm2-img512-s-2147483-0.130 (published; fetched on first use) | hf://owner/repo/file (on huggingface.co)
+Mi images) | edm2-img512-s-2147483-0.130 (published; fetched on first use) | hf://owner/repo/file (on huggingface.co) |
+shipped:NAME/main (comes with the package)
 """
 
 import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from autoguidance.ema import MAX_EMA_STD
 from autoguidance.errors import UserError
 from autoguidance.interop.published_names import PUBLISHED_LICENCE
-from autoguidance.models import Precond, assemble_model, load_model
+from autoguidance.models import (
+    ModelInfo,
+    Precond,
+    assemble_model,
+    load_model,
+    read_model_info,
+    read_weights,
+    save_model,
+)
 from autoguidance.storage import sha256_file
 from autoguidance.train.config import parse_count
 from autoguidance.zoo.download import ProgressCallback
 from autoguidance.zoo.imports import fetched_file, published_network
 from autoguidance.zoo.published import LICENCE_NOTICE, PRESET_PREFIX, find_preset, is_published_name
 from autoguidance.zoo.runs import average, list_snapshots
+from autoguidance.zoo.shipped_pairs import SHIPPED_PREFIX, shipped_file, shipped_names
 
 _NOTICE_GIVEN = "AUTOGUIDANCE_LICENCE_NOTICE_GIVEN"
 
@@ -56,6 +68,8 @@ def parse_model_name(name: str | Path) -> ModelName:
     text = str(name)
     if Path(text).exists() or text.endswith(".safetensors"):
         return ModelName(Path(text))
+    if text.startswith(SHIPPED_PREFIX):
+        return ModelName(shipped_file(text))
     match = _NAME.fullmatch(text)
     if match is None:
         raise UserError(f"{text!r} is not a model's name; write path.safetensors, RUN, RUN@0.070 or RUN@0.070:8Mi")
@@ -81,8 +95,9 @@ def load(
     """A ready Denoiser by its name.
 
     Args:
-        name: `path.safetensors`, `RUN`, `RUN@0.070`, `RUN@0.070:8Mi`, a published network's name, or hf://owner/repo/file. A width that is
-            not stored is reconstructed (post-hoc EMA); the number of images must be one that is stored.
+        name: `path.safetensors`, `RUN`, `RUN@0.070`, `RUN@0.070:8Mi`, a published network's name, hf://owner/repo/file, or
+            `shipped:NAME/main`. A width that is not stored is reconstructed (post-hoc EMA); the number of images must be
+            one that is stored.
         device: e.g. "cpu", "cuda", "cuda:1".
         dtype: dtype of the network's body; None: float16 on a GPU where the model allows it, else float32.
 
@@ -94,7 +109,7 @@ def load(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device} is not there; use cpu")
     if is_remote(name):
-        name = _local(str(name), progress)
+        name = local_file(str(name), progress)
     model = _load_local(name, device, dtype)
     if model.licence == PUBLISHED_LICENCE:
         _notice()
@@ -106,7 +121,8 @@ def is_remote(name: str | Path) -> bool:
     return is_published_name(str(name)) and not Path(name).exists()
 
 
-def _local(name: str, progress: ProgressCallback | None) -> Path:
+def local_file(name: str, progress: ProgressCallback | None = None) -> Path:
+    """The file of something published, fetched if it is not in the cache yet. Raises UserError where there is no such thing."""
     if name.startswith(PRESET_PREFIX):
         preset = find_preset(name)
         if len(preset.networks) > 1:
@@ -140,10 +156,34 @@ def _load_local(name: str | Path, device: torch.device | str, dtype: torch.dtype
             )
         return load_model(parsed.path, device=device, dtype=dtype)
     if not parsed.path.exists():
+        if str(parsed.path) in shipped_names():
+            raise UserError(
+                f"{name} is a pair, not one model; give it to --pair, or name its main model {SHIPPED_PREFIX}{parsed.path}/main"
+            )
         raise UserError(f"{parsed.path} does not exist; name a model file or a run folder")
-    num_images, std = _complete(parsed)
-    info, weights = average(parsed.path, [std], num_images)[std]
+    info, weights = read_named(parsed)
     return assemble_model(info, weights, device=device, dtype=dtype, source=str(parsed))
+
+
+def write_model(name: str | Path, path: Path) -> None:
+    """Write what a run folder's name stands for as one model file: a post-hoc average is then read once and not made again.
+
+    Raises: UserError as `load` does, or where the file cannot be written.
+    """
+    info, weights = read_named(parse_model_name(name))
+    save_model(path, weights, info, dtype=None)
+
+
+def read_named(name: str | Path | ModelName) -> tuple[ModelInfo, Mapping[str, Tensor]]:
+    """Metadata and weights, as stored, of what lies here under a name (a model file, or a width and time of a run folder).
+
+    Raises: UserError as `load` does.
+    """
+    parsed = name if isinstance(name, ModelName) else parse_model_name(name)
+    if parsed.path.is_file() or parsed.path.suffix == ".safetensors":
+        return read_model_info(parsed.path), read_weights(parsed.path)
+    num_images, std = _complete(parsed)
+    return average(parsed.path, [std], num_images)[std]
 
 
 def _complete(name: ModelName) -> tuple[int, float]:
@@ -161,7 +201,7 @@ def identify(name: str | Path) -> dict[str, Any]:
 
     Raises: UserError as `load` does.
     """
-    path = _local(str(name), None) if is_remote(name) else parse_model_name(name).path
+    path = local_file(str(name), None) if is_remote(name) else parse_model_name(name).path
     if path.is_dir():
         num_images, std = _complete(parse_model_name(name))
         return {"num_images": num_images, "ema_std": std}

@@ -11,13 +11,14 @@ import torch
 
 from autoguidance.diffusion.denoiser import Denoiser
 from autoguidance.errors import UserError
-from autoguidance.guidance import Autoguidance, ClassifierFree, Interval, MultiGuidance
+from autoguidance.guidance import Autoguidance, ClassifierFree, Interval, MultiGuidance, NaiveTruncation
 from autoguidance.guidance.guided import check_interval, check_weight
 from autoguidance.sample import Heun, Solver, solver_from_description
 from autoguidance.storage import read_json, write_json
 from autoguidance.zoo.download import ProgressCallback
 from autoguidance.zoo.names import ModelName, is_remote, load, parse_model_name
 from autoguidance.zoo.published import PRESET_PREFIX, PublishedPair, find_preset, is_published_name
+from autoguidance.zoo.shipped_pairs import PAIR_FILE, ROLES, SHIPPED_PREFIX, shipped_folder, shipped_names
 
 FORMAT_VERSION = 1
 Loader = Callable[[str], Denoiser]
@@ -33,6 +34,7 @@ class Pair:
         unconditional, cfg_weight: name and weight of the unconditional model (classifier-free guidance). With cfg_weight other than 1 and
             no name, the main model with the null label.
         interval: guidance acts while sigma_lo < sigma <= sigma_hi; None: always.
+        truncation: factor on the main model's score (naive truncation, the negative control); 1: off. Not together with guidance.
         solver: solver with its settings.
         measurement: the result that chose this pair, with its protocol; {} if none.
     """
@@ -43,6 +45,7 @@ class Pair:
     unconditional: str | None = None
     cfg_weight: float = 1.0
     interval: Interval | None = None
+    truncation: float = 1.0
     solver: Solver | None = None
     measurement: Mapping[str, Any] = field(default_factory=dict)
 
@@ -52,14 +55,20 @@ class Pair:
         check_interval(self.interval)
         if self.guide is None and self.weight != 1:
             raise UserError(f"weight {self.weight} without a guide; name the guide, or leave out the weight")
+        if not (math.isfinite(self.truncation) and self.truncation > 0):
+            raise UserError(f"truncation {self.truncation} is out of range; choose a positive number (1 is off)")
+        if self.truncation != 1 and (self.weight != 1 or self.cfg_weight != 1):
+            raise UserError(f"truncation {self.truncation} does not go together with guidance; leave out one of them")
 
     @property
     def method(self) -> str:
-        """ "unguided" | "cfg" | "autoguidance" | "mixed", with "+interval" where guidance is limited."""
+        """ "unguided" | "cfg" | "autoguidance" | "mixed" | "truncation", with "+interval" where guidance is limited."""
         guided, free = self.guide is not None and self.weight != 1, self.cfg_weight != 1
         name = {(False, False): "unguided", (False, True): "cfg", (True, False): "autoguidance", (True, True): "mixed"}[
             guided, free
         ]
+        if self.truncation != 1:
+            name = "truncation"
         return name + ("+interval" if self.interval is not None and name != "unguided" else "")
 
     def denoiser(
@@ -91,6 +100,8 @@ class Pair:
         if guided:
             assert self.guide is not None
             return Autoguidance(main, get(self.guide), weight=self.weight, interval=self.interval)
+        if self.truncation != 1:
+            return NaiveTruncation(main, self.truncation, interval=self.interval)
         return main
 
     def save(self, path: Path | str) -> None:
@@ -109,6 +120,8 @@ class Pair:
             "solver": solver,
             "measurement": dict(self.measurement),
         }
+        if self.truncation != 1:
+            content["truncation"] = self.truncation
         write_json(path, content)
 
     @classmethod
@@ -124,16 +137,36 @@ class Pair:
         )
 
     @classmethod
+    def _of_shipped(cls, name: str) -> "Pair":
+        """Its models keep names that mean the same in every installation."""
+        folder = shipped_folder(name)
+        pair = cls.load(folder.absolute() / PAIR_FILE)
+        files = {str(folder.absolute() / f"{role}.safetensors"): role for role in ROLES}
+        if pair.main not in files or pair.guide not in files:
+            raise UserError(f"{folder / PAIR_FILE} names models that lie elsewhere; install autoguidance again")
+        prefix = f"{SHIPPED_PREFIX}{folder.name}/"
+        return replace(pair, main=prefix + files[pair.main], guide=prefix + files[pair.guide])
+
+    @classmethod
     def load(cls, path: Path | str) -> "Pair":
-        """Read pair.json (or its folder), or a published `preset:NAME`.
+        """Read pair.json (or its folder), a shipped pair by its name, or a published `preset:NAME`.
+
+        A bare name is a shipped pair's unless a file or folder is called so; `shipped:NAME` always is.
 
         Raises: UserError where it is missing, damaged, or names what cannot be.
         """
         if str(path).startswith(PRESET_PREFIX):
             return cls._of_preset(find_preset(str(path)))
+        bare = str(path) not in ("", ".", "..") and Path(path).name == str(path) and not str(path).endswith(".json")
+        if str(path).startswith(SHIPPED_PREFIX) or (bare and not Path(path).exists()):
+            return cls._of_shipped(str(path))
         path = Path(path)
         if path.is_dir():
-            path = path / "pair.json"
+            if str(path) in shipped_names() and not (path / PAIR_FILE).exists():
+                raise UserError(
+                    f"{path / PAIR_FILE} does not exist; for the pair shipped as {path} write {SHIPPED_PREFIX}{path}"
+                )
+            path = path / PAIR_FILE
         content = read_json(path)
         try:
             if content["format_version"] != FORMAT_VERSION:
@@ -152,6 +185,7 @@ class Pair:
                 interval=None if interval is None else (float(interval[0]), float(interval[1])),
                 solver=None if content["solver"] is None else solver_from_description(content["solver"]),
                 measurement=content.get("measurement", {}),
+                truncation=float(content.get("truncation", 1.0)),
             )
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
@@ -162,7 +196,7 @@ class Pair:
 
 
 def _relative(name: str | None, folder: Path) -> str | None:
-    if name is None or is_remote(name):
+    if name is None or is_remote(name) or name.startswith(SHIPPED_PREFIX):
         return name
     parsed = parse_model_name(name)
     model, base = parsed.path.resolve(), folder.resolve()
@@ -170,7 +204,7 @@ def _relative(name: str | None, folder: Path) -> str | None:
 
 
 def _absolute(name: str | None, folder: Path) -> str | None:
-    if name is None or is_published_name(name):
+    if name is None or is_published_name(name) or name.startswith(SHIPPED_PREFIX):
         return name
     # The name's pattern is applied to the path beside the file, which exists; `ModelName` splits off width and time.
     parsed: ModelName = parse_model_name(name if Path(name).is_absolute() else str(folder / name))

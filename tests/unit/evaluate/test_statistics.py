@@ -1,6 +1,7 @@
 """Streaming, merging and storing of feature statistics."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,12 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoguidance.errors import UserError
-from autoguidance.evaluate.statistics import Accumulator, Statistics, is_statistics_file
+from autoguidance.evaluate import statistics as module
+from autoguidance.evaluate.statistics import BLOCK, Accumulator, Statistics, is_statistics_file
 
 
 def features(num=200, dimensions=7, seed=0, offset=0.0):
     generator = np.random.default_rng(seed)
     return offset + generator.normal(size=(num, dimensions)) @ generator.normal(size=(dimensions, dimensions))
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def arithmetic(request, monkeypatch):
+    """A test once with the arithmetic of the CPU and once with that of a GPU, which torch can do here too."""
+    if request.param == "torch":
+        original = module._in_place
+        monkeypatch.setattr(module, "_in_place", lambda features: torch.as_tensor(original(features)))
+    return request.param
 
 
 @settings(max_examples=30, deadline=None)
@@ -30,6 +41,77 @@ def test_any_batching_gives_the_same(cuts):
     np.testing.assert_allclose(found.covariance, np.cov(rows, rowvar=False), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("arithmetic")
+def test_blocks_do_not_depend_on_batches():
+    # Over two blocks, so that whole ones, a cut batch and a rest are there.
+    rows = features(2 * BLOCK + 77, offset=3).astype(np.float32)
+    found = []
+    for size in (64, 1000, len(rows)):
+        accumulator = Accumulator()
+        for start in range(0, len(rows), size):
+            accumulator.update(torch.from_numpy(rows[start : start + size]))
+            if start == 0:
+                assert accumulator.statistics().num == size  # asking in between moves nothing
+        found.append(accumulator.statistics())
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.mean, found[0].mean)
+        np.testing.assert_array_equal(other.covariance, found[0].covariance)
+    np.testing.assert_array_equal(found[0].covariance, found[0].covariance.T)
+    wide = rows.astype(np.float64)
+    np.testing.assert_allclose(found[0].mean, wide.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found[0].covariance, np.cov(wide, rowvar=False), rtol=1e-11, atol=1e-12)
+
+
+def test_features_made_in_inference_mode_mix_with_others(arithmetic):
+    rows = features(300).astype(np.float32)
+    first, second = Accumulator(), Accumulator()
+    with torch.inference_mode():
+        first.update(torch.from_numpy(rows[:100]) * 1)
+    first.update(rows[100:150])
+    second.update(rows[150:])
+    assert isinstance(first._block, torch.Tensor if arithmetic == "torch" else np.ndarray)
+    first.merge(pickle.loads(pickle.dumps(second)))
+    with torch.inference_mode():
+        second.merge(first)
+    for found, expected in ((first, rows), (second, np.concatenate([rows, rows[150:]]))):
+        exact = np.cov(expected.astype(np.float64), rowvar=False)
+        np.testing.assert_allclose(found.statistics().covariance, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_features_stay_on_their_device():
+    rows = features(3 * BLOCK, dimensions=40, offset=100).astype(np.float32)
+    on_cpu, on_gpu = (Accumulator("features of out") for _ in range(2))
+    for start in range(0, BLOCK + 70, 70):
+        on_gpu.update(torch.from_numpy(rows[start : start + 70]).cuda())
+    seen = on_gpu.num
+    on_cpu.update(rows[seen:])
+    assert isinstance(on_gpu._block, torch.Tensor)
+    assert on_gpu._block.is_cuda
+    travelled = pickle.loads(pickle.dumps(on_gpu))
+    assert isinstance(travelled._block, np.ndarray)
+    assert isinstance(travelled._mean, np.ndarray)
+    assert isinstance(travelled._scatter, np.ndarray)
+    exact = np.cov(rows.astype(np.float64), rowvar=False)
+    # Into an empty one, from the GPU into the CPU and back, and what has travelled.
+    for parts in ((on_gpu, on_cpu), (on_cpu, on_gpu), (travelled, on_cpu), (on_cpu, travelled)):
+        whole = Accumulator()
+        for part in parts:
+            whole.merge(part)
+        found = whole.statistics()
+        np.testing.assert_allclose(found.mean, rows.astype(np.float64).mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(found.covariance, exact, rtol=1e-10, atol=1e-11)
+        np.testing.assert_array_equal(found.covariance, found.covariance.T)
+    bad = torch.ones(4, 40, device="cuda")
+    bad[2, 1] = np.nan
+    with pytest.raises(UserError, match=rf"NaN or infinity for 1 of 4 images, first for image {seen + 2};"):
+        on_gpu.update(bad)
+    on_gpu.update(rows[seen:])  # from the CPU to a GPU that has begun
+    np.testing.assert_allclose(on_gpu.statistics().covariance, exact, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.usefixtures("arithmetic")
 def test_merge_is_the_pooled_set():
     rows = features(300, offset=5)
     parts = [Accumulator() for _ in range(3)]
@@ -46,6 +128,7 @@ def test_merge_is_the_pooled_set():
     )
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_a_large_offset_costs_no_digits():
     # Multiples of 2^-10 below 2^20: exact in float64, so the covariance must not notice the offset.
     rows = np.round(features(1000) * 1024) / 1024

@@ -1,14 +1,23 @@
 """Presets fit the data they are for, and "one size smaller" is well defined."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from autoguidance.data import open_data
 from autoguidance.data.encoders import make_encoder
 from autoguidance.errors import UserError
+from autoguidance.models.files import load_model, read_model_info
 from autoguidance.models.precond import build_model
-from autoguidance.train.presets import PRESETS, auto_preset, resolve, smaller
+from autoguidance.sample import Heun, sample
+from autoguidance.train.config import TrainConfig
+from autoguidance.train.loop import train
+from autoguidance.train.presets import ENCODERS, PRESETS, auto_preset, resolve, smaller
 
 
 def _parameters(config: Any, num_classes: int) -> int:
@@ -23,7 +32,7 @@ def _parameters(config: Any, num_classes: int) -> int:
 
 
 @pytest.mark.parametrize("resolution", [8, 9, 12, 16, 20, 24, 27, 28, 32, 45, 48, 64])
-@pytest.mark.parametrize("encoder", ["auto", "pixels", "unshuffle2"])
+@pytest.mark.parametrize("encoder", ["auto", "pixels", "unshuffle2", "pixels-scaled", "dct2", "wavelet2"])
 def test_small_presets_fit_every_resolution(make_blocks: Callable[..., Any], resolution: int, encoder: str) -> None:
     source = make_blocks(num_images=4, resolution=resolution, channels=3)
     config = resolve("nano", source, encoder=encoder)
@@ -78,3 +87,28 @@ def test_changes_win_over_the_preset_and_overrides_over_changes(make_blocks: Cal
         resolve("tinny", make_blocks())
     with pytest.raises(UserError, match="no encoder"):
         resolve("nano", make_blocks(), encoder="vae")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_trains_and_its_model_file_decodes(
+    make_config: Callable[..., Any], tmp_path: Path, encoder: str
+) -> None:
+    source = open_data("digits")
+    config = resolve("nano", source, encoder=encoder, num_images=32, batch_size=8, seed=3)
+    assert config == resolve("nano", source, encoder=encoder, num_images=32, batch_size=8, seed=3)
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    tiny = replace(make_config().network, channel_mult=config.network.channel_mult)
+    config = replace(config, network=tiny, num_snapshots=1)
+    result = train(config, source, tmp_path / "run", stop_after_images=16)
+    assert not result.finished
+    result = train(config, source, tmp_path / "run")  # resumes with the same encoder
+    assert (result.finished, result.skipped) == (True, 0)
+    path = sorted((tmp_path / "run" / "snapshots").iterdir())[-1]
+    encoder_config = read_model_info(path).encoder
+    assert encoder_config == config.encoder
+    images = source.read(range(50))
+    stored = make_encoder(encoder_config)
+    assert torch.equal(stored.decode(stored.encode(images)), images)
+    drawn = sample(load_model(path), range(3), solver=Heun(num_steps=2))
+    assert drawn.dtype == torch.uint8
+    assert drawn.shape == (3, 1, 8, 8)

@@ -1,6 +1,5 @@
 """The search space: grid points and the pairs that they stand for."""
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from autoguidance.errors import UserError
 from autoguidance.models import ModelInfo, save_model
 from autoguidance.sample import Heun
 from autoguidance.tune import EMA_STDS, WEIGHTS, GuideSource, SearchSpace, early_snapshots, guide_source
-from autoguidance.tune.space import MAX_PROFILE_ERROR
+from autoguidance.tune.space import MAX_PROFILE_ERROR, METHODS
 from autoguidance.zoo import parse_model_name
 
 SOLVER = Heun(num_steps=5)
@@ -21,58 +20,98 @@ UNCONDITIONAL = GuideSource("run/unconditional", 4096, (0.05, 0.1))
 
 SPACES = {
     method: SearchSpace(
-        method, MAIN, SOLVER, GUIDES if method == "autoguidance" else (), UNCONDITIONAL if "cfg" in method else None
+        method,
+        MAIN,
+        SOLVER,
+        GUIDES if method.startswith(("autoguidance", "mixed")) else (),
+        UNCONDITIONAL if method.startswith(("cfg", "mixed")) else None,
     )
-    for method in ("unguided", "cfg", "cfg+interval", "autoguidance")
+    for method in METHODS
 }
 
 
 @pytest.mark.parametrize("method", SPACES)
-def test_points_and_values_are_inverse(method: str) -> None:
-    space = SPACES[method]
-    assert space.sizes == tuple(len(values) for _, values in space.axes)
-    some = itertools.product(*({0, size // 2, size - 1} for size in space.sizes))
-    for point in some:
-        assert space.point(**space.values(point)) == point
+def test_points_and_settings_are_inverse(method: str) -> None:
+    grid = SPACES[method].grid
+    assert len(set(grid.points)) == len(grid.points)
+    for point in grid.points[:: max(1, len(grid.points) // 200)]:
+        assert grid.point(grid.setting(point)) == point
+    assert grid.point({"weight": 1.2}) is None
+    assert grid.coordinates.shape == (len(grid.points), sum(size > 1 for size in grid.sizes))
 
 
 @pytest.mark.parametrize("method", SPACES)
 def test_every_point_is_a_pair_of_its_method(method: str) -> None:
     space = SPACES[method]
-    for point in itertools.product(*({0, size // 2, size - 1} for size in space.sizes)):
-        pair, values = space.pair(point), space.values(point)
+    for point in space.grid.points[:: max(1, len(space.grid.points) // 200)]:
+        setting = space.grid.setting(point)
+        pair = space.pair(setting)
         assert pair.method == method
         assert pair.solver == SOLVER
         main = parse_model_name(pair.main)
-        assert (str(main.path), main.ema_std, main.num_images) == ("run/main", values["ema_main"], 8192)
-        if method == "autoguidance":
+        assert (str(main.path), main.ema_std, main.num_images) == ("run/main", setting["ema_main"], 8192)
+        if method.startswith("autoguidance"):
             assert pair.guide is not None
-            guide, source = parse_model_name(pair.guide), GUIDES[int(values["guide"])]
+            guide = parse_model_name(pair.guide)
+            source = next(source for source in GUIDES if source.label == setting["guide"])
             assert (str(guide.path), guide.num_images) == (source.run, source.num_images)
-            # the nearest width that this source can represent
-            nearest = min(abs(std - values["ema_guide"]) for std in source.stds)
-            assert guide.ema_std in source.stds
-            assert abs(guide.ema_std - values["ema_guide"]) == nearest
-            assert (pair.weight, pair.cfg_weight) == (values["weight"], 1)
+            assert guide.ema_std == setting["ema_guide"]
+            assert guide.ema_std in source.stds  # a width that its snapshots cannot represent is not on the grid
+            assert (pair.weight, pair.cfg_weight) == (setting["weight"], 1)
         if "cfg" in method:
             assert pair.unconditional is not None
-            assert parse_model_name(pair.unconditional).ema_std == values["ema_unconditional"]
-            assert (pair.weight, pair.cfg_weight) == (1, values["weight"])
-        if method == "cfg+interval":
-            assert pair.interval == (values["sigma_lo"], values["sigma_hi"])
+            assert parse_model_name(pair.unconditional).ema_std == setting["ema_unconditional"]
+            assert (pair.weight, pair.cfg_weight) == (1, setting["weight"])
+        if method == "mixed":  # Eq. 6 of the paper: alpha = 1 is autoguidance alone
+            assert (pair.weight - 1) / (pair.cfg_weight - 1 + pair.weight - 1) == pytest.approx(setting["alpha"])
+            assert pair.weight - 1 + pair.cfg_weight - 1 == pytest.approx(setting["weight"] - 1)
+        if method == "truncation":
+            assert (pair.truncation, pair.guide, pair.unconditional) == (setting["truncation"], None, None)
+        if method.endswith("+interval"):
+            assert pair.interval == (setting["sigma_lo"], setting["sigma_hi"])
 
 
 @pytest.mark.parametrize("method", SPACES)
-@pytest.mark.parametrize("thorough", [False, True])
-def test_starts_are_distinct_points_of_the_grid(method: str, thorough: bool) -> None:
+def test_starts_are_distinct_points_of_the_grid(method: str) -> None:
     space = SPACES[method]
-    best = {"ema_main": 0.1, "weight": 2.0, "ema_unconditional": 0.05}
-    starts = space.starts(best, thorough=thorough)
+    known = {"ema_main": 0.1, "weight": 2.0, "ema_unconditional": 0.05}
+    starts = space.starts(known)
     assert starts
-    assert all(0 <= index < size for point in starts for index, size in zip(point, space.sizes, strict=True))
+    assert set(starts) <= set(space.grid.points)
     assert len(set(starts)) == len(starts)
     if method != "unguided":
-        assert {space.values(point)["ema_main"] for point in starts} == {0.1}  # what is known is kept
+        assert {space.grid.setting(point)["ema_main"] for point in starts} == {0.1}  # what is known is kept
+
+
+def test_one_width_for_both_models() -> None:
+    space = SearchSpace("autoguidance", MAIN, SOLVER, GUIDES, label="same EMA for both", same_ema=True)
+    assert space.name == "same EMA for both"
+    assert "ema_guide" not in {axis.name for axis in space.grid.axes}
+    for point in space.grid.points:
+        pair = space.pair(space.grid.setting(point))
+        main, guide = parse_model_name(pair.main), parse_model_name(str(pair.guide))
+        source = next(source for source in GUIDES if source.num_images == guide.num_images)
+        assert guide.ema_std == min(source.stds, key=lambda std: abs(std - (main.ema_std or 0)))
+    assert set(space.starts({"ema_main": 0.1})) <= set(space.grid.points)
+
+
+def test_the_rule_of_thumb_comes_first() -> None:
+    trained = (GuideSource("run/guide", 512, EMA_STDS), GuideSource("run/guide", 4096, EMA_STDS))
+    space = SearchSpace("autoguidance", MAIN, SOLVER, (GuideSource("run/main", 512, EMA_STDS), *trained))
+    first = space.grid.setting(space.starts({})[0])
+    # The run of its own at a sixteenth of the main run's 8,192 images, w = 2.
+    assert (first["guide"], first["weight"]) == ("guide:512", 2.0)
+
+
+def test_what_cannot_be_searched_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown method 'cgf'"):
+        SearchSpace("cgf", MAIN, SOLVER)
+    with pytest.raises(UserError, match="needs a guide"):
+        SearchSpace("autoguidance", MAIN, SOLVER)
+    with pytest.raises(UserError, match="needs an unconditional model"):
+        SearchSpace("cfg", MAIN, SOLVER)
+    with pytest.raises(UserError, match="two guides are called guide:1024"):
+        SearchSpace("autoguidance", MAIN, SOLVER, (GUIDES[1], GuideSource("elsewhere/guide", 1024, (0.05,))))
 
 
 def test_small_weights_can_be_chosen() -> None:
@@ -111,11 +150,10 @@ def test_early_snapshots_are_spread_over_the_first_half(run: Path) -> None:
     assert [source.num_images for source in early_snapshots(str(run), lowest=1 / 8, highest=1 / 4)] == [256, 512]
 
 
-def test_first_steps_and_diagonals_fit_the_axes() -> None:
-    for method, space in SPACES.items():
-        assert all(0 <= axis < len(space.sizes) for pair in space.diagonals for axis in pair)
-        assert bool(space.diagonals) == (method == "autoguidance")
-        assert space.steps(60) is None  # a large budget begins with large steps
-    assert SPACES["autoguidance"].steps(16) == (1, 1, 1, 1)
-    names = [name for name, _ in SPACES["autoguidance"].axes]
-    assert [names[axis] for axis in SPACES["autoguidance"].diagonals[0]] == ["weight", "guide"]
+def test_a_model_file_is_a_guide_whose_width_is_its_own(run: Path) -> None:
+    file = run / "snapshots" / snapshot_name(256, 0.05)
+    source = guide_source(str(file))
+    assert source.fixed
+    assert (source.num_images, source.stds, source.name(0.2)) == (256, (0.05,), str(file))
+    assert guide_source(f"{run}@0.070").stds == (0.07,)
+    assert guide_source(f"{run}:256").num_images == 256

@@ -24,7 +24,7 @@ TIMES = (1024, 2048, 4096)
 STDS = (0.05, 0.1)
 
 
-def write_run(folder: Path, *, label_dim: int = 3) -> Path:
+def write_run(folder: Path, *, label_dim: int = 3, provenance: dict[str, Any] | None = None) -> Path:
     config = {**CONFIG, "label_dim": label_dim}
     manifest = Manifest(folder)
     generator = torch.Generator().manual_seed(label_dim)
@@ -44,6 +44,7 @@ def write_run(folder: Path, *, label_dim: int = 3) -> Path:
                 class_names=names,
                 num_images=time,
                 ema_std=std,
+                provenance=provenance or {},
             )
             save_model(path, state, info)
             manifest.commit(path)
@@ -58,3 +59,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def unconditional(run: Path) -> Path:
     return write_run(run.parent / "unconditional", label_dim=0)
+
+
+PROVENANCE = {
+    "preset": "nano",
+    "config_sha256": "c" * 64,
+    "data": "/home/someone/stripes.zip",
+    "data_fingerprint": "d" * 64,
+    "code_version": "0.1.0",
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose snapshots say, as those of `train` do, what they were trained on and with."""
+    return write_run(tmp_path_factory.mktemp("trained") / "main", provenance=PROVENANCE)

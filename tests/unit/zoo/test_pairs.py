@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autoguidance.errors import UserError
-from autoguidance.guidance import Autoguidance, ClassifierFree, MultiGuidance
+from autoguidance.guidance import Autoguidance, ClassifierFree, MultiGuidance, NaiveTruncation
 from autoguidance.models import Precond
 from autoguidance.sample import Euler, Heun
 from autoguidance.zoo import Pair
@@ -32,6 +32,7 @@ def output(pair: Pair) -> torch.Tensor:
         ({"cfg_weight": 1.5}, "cfg", ClassifierFree),
         ({"unconditional": "U", "cfg_weight": 1.5, "interval": (0.1, 3.0)}, "cfg+interval", ClassifierFree),
         ({"guide": "@0.050:1024", "weight": 1.5, "unconditional": "U", "cfg_weight": 1.2}, "mixed", MultiGuidance),
+        ({"truncation": 1.1}, "truncation", NaiveTruncation),
     ],
 )
 def test_settings_to_denoiser_and_file(

@@ -91,8 +91,9 @@ def test_peak_memory(tmp_path: Path, times: int, count: int, dtype: str) -> None
     warm = write_folder(tmp_path / "warm", 2, 64, getattr(torch, dtype))
     networks, found = peak_networks(source, warm, tmp_path / "out", count, 4 * TENSORS * ELEMENTS)
     assert found == 2 * times
-    # The allocator's slack does not grow with the network (seen: up to 2 MB). A copy per width or snapshot would be 4 networks at least.
-    slack = 6e6 / (4 * TENSORS * ELEMENTS)
+    # Freed tensors do not all go back to the system: half a network and a fragment per width (seen: 0.7 networks with 12 widths
+    # on a busy machine). A copy per width or per snapshot would be 4 networks at least with 4 widths, 12 with 12.
+    slack = 1 + count / 12
     assert count - 0.5 < networks < count + 1 + slack, f"{networks:.2f} networks for {count} widths"
 
 

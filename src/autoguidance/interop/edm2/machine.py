@@ -14,6 +14,7 @@ Reference: PEP 307, PEP 3154, PEP 574 (the opcodes).
 
 import pickle
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,12 +46,12 @@ class Global:
         self.name, self.call, self.new = name, call, new
 
 
-class Buildable:
+class Buildable(ABC):
     """A record that BUILD may complete."""
 
+    @abstractmethod
     def build(self, state: Any) -> None:
         """Take the state. Raises RefusedError where it is not of the expected form."""
-        raise NotImplementedError
 
 
 def _is_key(value: Any) -> bool:

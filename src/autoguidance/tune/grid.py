@@ -1,0 +1,149 @@
+"""The settings that a search chooses from: ordered axes of values, and where they lie for a model of the distance.
+
+A point is one index per axis. Beside its values an axis has a coordinate per value (the scale on which the distance
+varies evenly: the logarithm of an EMA width, of w - 0.75, of a guide's age) and a category (which run a guide comes
+from).
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from autoguidance.errors import UserError
+
+Point = tuple[int, ...]
+"""One index per axis."""
+
+Value = float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One thing to choose.
+
+    Attributes:
+        name: e.g. "weight".
+        values: what can be chosen, in order.
+        coordinates: one number per value.
+        categories: one per value; (): all the same.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    coordinates: tuple[float, ...]
+    categories: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.values or len(set(self.values)) != len(self.values):
+            raise UserError(f"{self.name}: give at least one value, each once")
+        if len(self.coordinates) != len(self.values) or (self.categories and len(self.categories) != len(self.values)):
+            raise UserError(f"{self.name}: one coordinate and category per value")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes, and which of their combinations exist.
+
+    Attributes:
+        axes: what to choose.
+        excluded: pairs ((axis, index), (axis, index)) that do not go together, such as a guide and an EMA width that its snapshots cannot
+            represent.
+    """
+
+    axes: tuple[Axis, ...]
+    excluded: frozenset[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=frozenset)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values per axis."""
+        return tuple(len(axis.values) for axis in self.axes)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Every setting there is."""
+        return tuple(self._points())
+
+    def _points(self) -> Iterator[Point]:
+        for point in itertools.product(*(range(size) for size in self.sizes)):
+            if not any(point[a] == i and point[b] == j for (a, i), (b, j) in self.excluded):
+                yield point
+
+    @cached_property
+    def coordinates(self) -> Float64[np.ndarray, "n p"]:
+        """Coordinates of `points`; axes with a single value are left out."""
+        chosen = np.array(self.points, dtype=np.int64).reshape(len(self.points), len(self.axes))
+        columns = [
+            np.asarray(axis.coordinates)[chosen[:, i]] for i, axis in enumerate(self.axes) if len(axis.values) > 1
+        ]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self.points), 1))
+
+    @cached_property
+    def categories(self) -> Int64[np.ndarray, "n"]:
+        """Category of `points`: those of all axes as one number."""
+        chosen = np.array(self.points, dtype=np.int64).reshape(len(self.points), len(self.axes))
+        combined = np.zeros(len(self.points), dtype=np.int64)
+        for i, axis in enumerate(self.axes):
+            if axis.categories:
+                combined = combined * (max(axis.categories) + 1) + np.asarray(axis.categories)[chosen[:, i]]
+        return combined
+
+    @cached_property
+    def index(self) -> Mapping[Point, int]:
+        """Place of a point in `points`."""
+        return {point: place for place, point in enumerate(self.points)}
+
+    def setting(self, point: Point) -> dict[str, Value]:
+        """The values at a point, by axis."""
+        return {axis.name: axis.values[i] for axis, i in zip(self.axes, point, strict=True)}
+
+    def point(self, setting: Mapping[str, Value]) -> Point | None:
+        """The point of a setting that `setting` made; None where it is not of this grid."""
+        if set(setting) != {axis.name for axis in self.axes}:
+            return None
+        try:
+            point = tuple(axis.values.index(setting[axis.name]) for axis in self.axes)
+        except ValueError:
+            return None
+        return point if point in self.index else None
+
+    def nearest(self, wanted: Mapping[str, Value]) -> Point:
+        """The existing point nearest to wanted values; axes that are not named take the middle of their range."""
+        target = []
+        for axis in self.axes:
+            value = wanted.get(axis.name)
+            if value is None:
+                target.append(axis.coordinates[len(axis.values) // 2])
+            elif value in axis.values:
+                target.append(axis.coordinates[axis.values.index(value)])
+            else:
+                nearest = min(
+                    range(len(axis.values)), key=lambda i, a=axis, v=value: abs(float(a.values[i]) - float(v))
+                )
+                target.append(axis.coordinates[nearest])
+        fixed = [i for i, axis in enumerate(self.axes) if isinstance(wanted.get(axis.name), str)]
+
+        def distance(point: Point) -> float:
+            gap = sum((axis.coordinates[i] - t) ** 2 for axis, i, t in zip(self.axes, point, target, strict=True))
+            return gap + 1e6 * sum(self.axes[i].values[point[i]] != wanted[self.axes[i].name] for i in fixed)
+
+        return min(self.points, key=distance)
+
+    def at_edge(self, point: Point) -> tuple[str, ...]:
+        """Axes on which a point lies at an end of a range of more than two values, so that a better one may lie beyond."""
+        return tuple(
+            axis.name
+            for axis, i in zip(self.axes, point, strict=True)
+            if len(axis.values) > 2 and not isinstance(axis.values[0], str) and i in (0, len(axis.values) - 1)
+        )
+
+
+def subset(places: Sequence[int], limit: int, seed: int) -> np.ndarray:
+    """At most `limit` of the places, drawn by seed: what a search looks at when a grid is very large."""
+    chosen = np.asarray(places)
+    if len(chosen) <= limit:
+        return chosen
+    return np.sort(np.random.default_rng(seed).choice(chosen, limit, replace=False))
