@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from autoguidance.zoo import Pair
 
 PairOption = Annotated[
-    str | None, typer.Option("--pair", help="pair.json (or its folder), as made by run; a shipped pair's name; or preset:NAME (published).")
+    str | None,
+    typer.Option(
+        "--pair", help="pair.json (or its folder), as made by run; a shipped pair's name; or preset:NAME (published)."
+    ),
 ]
 MainOption = Annotated[
     str | None,
