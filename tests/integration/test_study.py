@@ -104,6 +104,8 @@ def test_gap(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert len(results["rows"]) == 11
     assert {g["verdict"] for g in results["guides"]} <= {"too similar", "compatible", "too far"}
+    assert [g["size"] for g in results["guides"]] == ["tiny"] * 5 + ["nano"] * 5
+    assert all(g["difference"] > 0 for g in results["guides"])
 
 
 def test_efficiency(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
