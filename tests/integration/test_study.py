@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from autoguidance.cli import main
+from autoguidance.report.records import file_name
 from autoguidance.storage import read_json, read_json_lines
 from autoguidance.study.catalogue import STUDIES
-from autoguidance.study.comparison import file_name
 from autoguidance.study.cost import evaluation_flops
 from autoguidance.study.efficiency import pareto
 from autoguidance.zoo import Pair

@@ -12,7 +12,7 @@ from autoguidance.errors import UserError
 from autoguidance.report.markup import escape, table
 from autoguidance.report.plots import method_title
 from autoguidance.report.records import Row, measured_row, method_order, record_list
-from autoguidance.report.verdict import compare, figure, percent
+from autoguidance.report.verdict import change, compare, figure
 from autoguidance.storage import read_json
 
 DOMAINS_FILE = "domains.json"
@@ -69,7 +69,7 @@ def _wins(domains: Domains, *methods: str) -> str:
     other = "the unguided model" if methods == ("unguided",) else "the best CFG"
     return (
         f"Autoguidance has a lower distance than {other} on {len(lower)} of {len(found)} data sets"
-        + (f", on {clear} with no overlap of the repeats" if lower else "")
+        + (f" (on {clear} of them no repeats overlap)" if lower else "")
         + "."
     )
 
@@ -80,7 +80,7 @@ def _change(rows: Sequence[Row], *methods: str) -> str:
     result = None if guided is None or other is None else compare(guided, other)
     if result is None or other is None:
         return "–"
-    amount = percent(-result.reduction, result.spread).replace("-", "−")
+    amount = change(result.reduction, result.spread)
     notes = [f"to {method_title(other.method)}"] if len(methods) > 1 else []
     notes += ["repeats overlap"] if result.num_repeats > 1 and not result.separated else []
     return amount + (f"<small>{escape(', '.join(notes))}</small>" if notes else "")

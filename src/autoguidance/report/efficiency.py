@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -32,6 +33,7 @@ from autoguidance.report.plots import (
 from autoguidance.report.records import METHODS, Row, RunRecords, number
 from autoguidance.report.verdict import figure
 
+_LABEL_SIZE, _LABEL_HEIGHT = 10, 12  # points
 _FURTHER_MARKERS = ("v", "P", "X", "*", "<", ">")
 
 
@@ -111,18 +113,19 @@ def price_in_words(costs: Sequence[Cost]) -> str:
     if not unguided or not guided:
         return ""
     best, distance, flops = min(unguided, key=lambda item: item[1])
-    at = f"{best.row.method}: distance {figure(distance)} at {best.giga} GFLOPs per image"
     reached = [item for item in guided if item[1] <= distance]
     if not reached:
         nearest, its_distance, _ = min(guided, key=lambda item: item[1])
         return (
-            f"No row of autoguidance reaches the best unguided row ({at}); the nearest is {nearest.row.method} "
-            f"with a distance of {figure(its_distance)} at {nearest.giga} GFLOPs."
+            f"No row of autoguidance reaches the best unguided row, “{best.row.method}”, with its distance of "
+            f"{figure(distance)} at {best.giga} GFLOPs per image; the nearest is “{nearest.row.method}” with "
+            f"{figure(its_distance)} at {nearest.giga} GFLOPs."
         )
     cheapest, its_distance, its_flops = min(reached, key=lambda item: item[2])
     return (
-        f"Autoguidance is at least as good as the best unguided row ({at}) for {figure(its_flops / flops)} times its "
-        f"operations: {cheapest.row.method}, distance {figure(its_distance)} at {cheapest.giga} GFLOPs."
+        f"“{cheapest.row.method}” is at least as good as the best unguided row, “{best.row.method}”, for "
+        f"{figure(its_flops / flops)} times the operations: distance {figure(its_distance)} against {figure(distance)}, "
+        f"{cheapest.giga} against {best.giga} GFLOPs per image."
     )
 
 
@@ -148,15 +151,18 @@ def cost_plot(costs: Sequence[Cost], name: str) -> tuple[str, str] | None:
     with rc_context(STYLE):
         plot = Figure(figsize=(5.4, 4.4), layout="constrained")
         axes = plot.add_subplot()
-        axes.plot([x for _, x, _ in front], [y for _, _, y in front], color=INK, linewidth=1, label="Pareto front")
+        axes.plot(
+            [x for _, x, _ in front],
+            [y for _, _, y in front],
+            color=INK,
+            linewidth=1,
+            label="Pareto front",
+            gid="front",
+        )
         for method, (colour, marker) in _looks([cost for cost, _, _ in points]).items():
             own = [point for point in points if point[0].series == method]
             marks = {"s": 42, "color": colour, "marker": marker, "zorder": 3, "label": method_title(method)}
             axes.scatter([x for _, x, _ in own], [y for _, _, y in own], linewidths=0, **marks)
-        for cost, x, y in front:
-            # Nothing lies below and to the left of a point of the front.
-            place = {"xytext": (-5, -5), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 10}
-            axes.annotate(cost.label, (x, y), **place)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -166,10 +172,11 @@ def cost_plot(costs: Sequence[Cost], name: str) -> tuple[str, str] | None:
         spread = max(high / low, 1.5)
         axes.set_xlim(low / spread**0.22, high * spread**0.06)  # room for the first label
         log_if_wide(axes, [y for _, _, y in points])
-        axes.margins(y=0.1)
+        axes.margins(y=0.16)
         axes.set_xlabel("GFLOPs per image")
         axes.set_ylabel("Fréchet distance")
         legend_above(axes, 2)
+        _label(plot, axes, [(cost.label, x, y) for cost, x, y in front])
     spoken = "; ".join(f"{cost.row.method} {figure(y)} at {figure(x)}" for cost, x, y in front)
     caption = (
         "Fréchet distance over the networks' operations per image, both lower is better. The line joins the rows that no other "
@@ -179,6 +186,23 @@ def cost_plot(costs: Sequence[Cost], name: str) -> tuple[str, str] | None:
         f"Fréchet distance over GFLOPs per image of {len(points)} rows. Pareto front: {spoken or 'not recorded'}."
     )
     return caption, inline(plot, f"{name}-cost", description)
+
+
+def _label(plot: Figure, axes: Axes, front: Sequence[tuple[str, float, float]]) -> None:
+    """Labels below and to the left of the front's points, where nothing else lies, each below those it would cover."""
+    plot.draw_without_rendering()  # the layout decides where points lie
+    scale = 72 / plot.dpi
+    taken: list[tuple[float, float, float]] = []
+    for text, x, y in front:
+        right, top = axes.transData.transform((x, y)) * scale - 5
+        left = right - 0.6 * _LABEL_SIZE * len(text)
+        for other_left, other_right, other_top in sorted(taken, key=lambda box: -box[2]):
+            if left < other_right and other_left < right and abs(top - other_top) < _LABEL_HEIGHT:
+                top = other_top - _LABEL_HEIGHT
+        taken.append((left, right, top))
+        offset = (-5, top - axes.transData.transform((x, y))[1] * scale)
+        place = {"xytext": offset, "textcoords": "offset points", "ha": "right", "va": "top"}
+        axes.annotate(text, (x, y), fontsize=_LABEL_SIZE, **place)
 
 
 def _costs_table(costs: Sequence[Cost]) -> str:

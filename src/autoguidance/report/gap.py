@@ -38,7 +38,7 @@ from autoguidance.report.plots import (
     weight_axis,
 )
 from autoguidance.report.records import Row, RunRecords, number
-from autoguidance.report.verdict import compare, figure, percent
+from autoguidance.report.verdict import change, compare, figure, percent
 
 _FAINTEST, _STRONGEST = 0.04, 0.5  # opacity; ink on the strongest still has a contrast of 4.5 to 1 in both modes
 _LINES = (
@@ -234,7 +234,7 @@ def _curves(records: RunRecords, guides: Sequence[Guide]) -> tuple[dict[str, Cur
                 f"({type(error).__name__}: {error}); run again"
             ) from None
     if curves:
-        meaning = "what the search expects with the guide's EMA widths at their best; points were measured on the line"
+        meaning = "what the search expects with the guide's EMA widths at their best; points: what was measured there"
         return curves, meaning, max((count for count in counts if count is not None), default=None)
     if not points:
         return {}, "", None
@@ -247,7 +247,7 @@ def _curves(records: RunRecords, guides: Sequence[Guide]) -> tuple[dict[str, Cur
             chosen = guide.row.weight if guide.row is not None and guide.row.weight in weights else None
             scattered = [(point.weight or 1, point.fd) for point in own]
             curves[guide.name] = Curve(weights=weights, distances=distances, measured=scattered, best=chosen)
-    return curves, "the best that the search measured at each w; points are single settings", count
+    return curves, "the best that the search measured at each w; points: single settings", count
 
 
 def weight_curves(records: RunRecords, guides: Sequence[Guide], name: str) -> list[tuple[str, str]]:
@@ -332,7 +332,7 @@ def _guides_table(records: RunRecords, guides: Sequence[Guide]) -> str:
     rows = []
     for guide in guides:
         row = guide.row
-        change = None if row is None or unguided is None else compare(row, unguided)
+        result = None if row is None or unguided is None else compare(row, unguided)
         error = "" if guide.correlation_se is None else f" ± {figure(guide.correlation_se, 2)}"
         spread = "" if row is None or row.fd is None or row.fd_std is None else f" ± {figure(row.fd_std, 2)}"
         badge = '<span class="badge">best</span>' if guide is best else ""
@@ -345,7 +345,7 @@ def _guides_table(records: RunRecords, guides: Sequence[Guide]) -> str:
             "–" if guide.start_weight is None else f"{guide.start_weight:.2f}",
             "–" if row is None or row.weight is None else f"{row.weight:g}",
             figure(guide.fd) + spread,
-            "–" if change is None else percent(-change.reduction).replace("-", "−"),
+            "–" if result is None else change(result.reduction),
         ]
         rows.append(("best" if guide is best else "", cells))
     caption = (

@@ -18,7 +18,7 @@ from typing import Any
 
 from autoguidance.errors import UserError
 from autoguidance.report.domains import DOMAINS_FILE, Domains, domains_section, read_domains
-from autoguidance.report.efficiency import efficiency_section
+from autoguidance.report.efficiency import efficiency_section, price_in_words, read_costs
 from autoguidance.report.gap import gap_section
 from autoguidance.report.grids import make_grid, matched, png_data_uri, shrink
 from autoguidance.report.markup import escape, figure_block, table, whole_number
@@ -27,13 +27,12 @@ from autoguidance.report.records import (
     METHOD_TITLES,
     Row,
     RunRecords,
-    method_order,
     read_run,
     split_model_name,
 )
 from autoguidance.report.sensitivity import sensitivity_figures
 from autoguidance.report.theme import STYLE_SHEET
-from autoguidance.report.verdict import compare, figure, headline, percent, second_line
+from autoguidance.report.verdict import change, compare, figure, headline, second_line
 from autoguidance.storage import write_text
 
 _MAX_GRID_ROWS = 12
@@ -84,7 +83,7 @@ def _methods_table(records: RunRecords) -> str:
     ]
     rows = []
     for row in records.rows:
-        change = None if unguided is None or row is unguided else compare(row, unguided)
+        result = None if unguided is None or row is unguided else compare(row, unguided)
         key = f'<span class="key" style="--key: var(--{method_variable(row.method)})"></span>'
         badge = '<span class="badge">best</span>' if row is best and len(records.rows) > 1 else ""
         spread = f" ± {figure(row.fd_std, 2)}" if row.fd_std is not None and row.fd is not None else ""
@@ -93,7 +92,7 @@ def _methods_table(records: RunRecords) -> str:
         cells = [
             key + escape(METHOD_TITLES.get(row.method, row.method)) + badge,
             figure(row.fd) + spread,
-            "–" if change is None else percent(-change.reduction).replace("-", "−"),
+            "–" if result is None else change(result.reduction),
             ("–" if row.weight is None else f"{row.weight:g}") + _interval(row),
             _model(row.main, records.folder),
             _model(row.guide, records.folder),
@@ -128,7 +127,7 @@ def _key_figures(records: RunRecords) -> str:
 
 
 def _grids(records: RunRecords) -> str:
-    sets = dict(sorted(records.images.items(), key=lambda item: (item[0] == "real", method_order(item[0]))))
+    sets = dict(sorted(records.images.items(), key=lambda item: item[0] == "real"))
     if not sets:
         return ""
     largest = max(max(images.images.shape[2:]) for images in sets.values())
@@ -299,6 +298,11 @@ def _section(records: RunRecords, name: str) -> str:
     return "".join(parts)
 
 
+def _headline(records: RunRecords) -> str:
+    """The main result: of the study of cost its price, of any other the distances."""
+    return price_in_words(read_costs(records)) or headline(records)
+
+
 def _name(records: RunRecords) -> str:
     return str(records.dataset.get("name") or records.folder.resolve().name)
 
@@ -314,18 +318,18 @@ def render_page(runs: Sequence[RunRecords], domains: Sequence[Domains] = ()) -> 
     if len(runs) == 1:
         records = runs[0]
         top = (
-            f'<p class="eyebrow">{escape(title)} · {escape(_data_line(records))}</p><h1>{escape(headline(records))}</h1>'
+            f'<p class="eyebrow">{escape(title)} · {escape(_data_line(records))}</p><h1>{escape(_headline(records))}</h1>'
             f'<p class="lead">{escape(second_line(records))}</p>'
         )
         body = _section(records, "run1")
     else:
         links = "".join(
-            f'<li><a href="#run{number}">{escape(_name(records))}</a>: {escape(headline(records))}</li>'
+            f'<li><a href="#run{number}">{escape(_name(records))}</a>: {escape(_headline(records))}</li>'
             for number, records in enumerate(runs, 1)
         )
         top = f'<p class="eyebrow">Report of {len(runs)} runs</p><h1>{escape(title)}</h1><ul>{links}</ul>'
         body = "".join(
-            f'<section><h2 class="run" id="run{number}">{escape(_name(records))}: {escape(headline(records))}</h2>'
+            f'<section><h2 class="run" id="run{number}">{escape(_name(records))}: {escape(_headline(records))}</h2>'
             f'<p class="eyebrow">{escape(records.folder)} · {escape(_data_line(records))}</p>'
             f"<p>{escape(second_line(records))}</p>{_section(records, f'run{number}')}</section>"
             for number, records in enumerate(runs, 1)

@@ -84,11 +84,13 @@ def colour_variable(colour: str) -> str:
 
 
 def method_colour(method: str) -> str:
-    return _METHOD_COLOURS.get(method) or OTHER_COLOURS[sum(method.encode()) % len(OTHER_COLOURS)]
+    """The placeholder of a method's colour; "METHOD, 12 steps" has METHOD's."""
+    return _METHOD_COLOURS.get(method.partition(", ")[0]) or OTHER_COLOURS[sum(method.encode()) % len(OTHER_COLOURS)]
 
 
 def method_marker(method: str) -> str:
-    return _METHOD_MARKERS.get(method) or _OTHER_MARKERS[sum(method.encode()) % len(_OTHER_MARKERS)]
+    """A method's marker; "METHOD, 12 steps" has METHOD's."""
+    return _METHOD_MARKERS.get(method.partition(", ")[0]) or _OTHER_MARKERS[sum(method.encode()) % len(_OTHER_MARKERS)]
 
 
 def method_title(method: str) -> str:

@@ -90,7 +90,7 @@ class RunRecords:
         search: every setting measured while searching.
         dataset, training, seconds: as recorded; {} where absent.
         real_half: distance between half of the real set and all of it, the least one can expect; None if not measured.
-        images: method -> images, from `images/*.npz`.
+        images: method -> images, from `images/*.npz`, in the order of `rows`.
         losses: network -> (images seen [n], loss [n]), from `NETWORK/log.jsonl`.
         sensitivity: per method how the distance changes around its best setting, as recorded; {} where absent.
         guides: of the study `gap`, as recorded: a guide's size, training and diagnosis each; () where absent.
@@ -132,6 +132,11 @@ class RunRecords:
 def method_order(method: str) -> tuple[int, str]:
     """Sorting key: the known methods first, in their usual order, then the others by name."""
     return (METHODS.index(method) if method in METHODS else len(METHODS), method)
+
+
+def file_name(method: str) -> str:
+    """A method's name as a file's: labels may have spaces and slashes."""
+    return "".join(c if c.isalnum() or c in "+-_.," else "-" for c in method)
 
 
 def split_model_name(name: str) -> tuple[str, str, str]:
@@ -261,6 +266,14 @@ def _read_images(path: Path) -> ImageSet:
     return ImageSet(seeds=seeds.astype(np.int64), class_idx=class_idx.astype(np.int64), images=images)
 
 
+def _read_image_sets(folder: Path, rows: Sequence[Row]) -> dict[str, ImageSet]:
+    """The image files by method, in the order of the rows; then those of no row, by name."""
+    methods = {file_name(row.method): row.method for row in rows}
+    sets = {methods.get(file.stem, file.stem): _read_images(file) for file in sorted(folder.glob("*.npz"))}
+    named = [method for method in methods.values() if method in sets]
+    return {name: sets[name] for name in (*named, *(name for name in sets if name not in named))}
+
+
 def _read_losses(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     points = []
     for record in read_json_lines(folder / "log.jsonl"):
@@ -299,6 +312,7 @@ def read_run(folder: Path | str) -> RunRecords:
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise UserError(f"{path} has no rows of compared methods; name the output folder of `autoguidance run`")
     rows = [measured_row(record, path) for record in record_list(content, "rows", path)]
+    rows.sort(key=lambda row: method_order(row.method)[0])
     training = _mapping(content, "training", path)
     networks = [name for name in ("main", "guide", "unconditional") if name in training or (folder / name).is_dir()]
     times = _mapping(content, "seconds", path)
@@ -306,13 +320,13 @@ def read_run(folder: Path | str) -> RunRecords:
     return RunRecords(
         folder=folder,
         protocol=_mapping(content, "protocol", path),
-        rows=tuple(sorted(rows, key=lambda row: method_order(row.method)[0])),
+        rows=tuple(rows),
         search=_search_points(record_list(content, "search", path), path),
         dataset=_mapping(content, "dataset", path),
         training={name: value for name, value in training.items() if isinstance(value, dict)},
         seconds={name: value for name, value in seconds.items() if value is not None},
         real_half=number(_mapping(content, "baseline", path).get("real_half"), "real_half", path),
-        images={file.stem: _read_images(file) for file in sorted((folder / "images").glob("*.npz"))},
+        images=_read_image_sets(folder / "images", rows),
         losses={name: loss for name in networks if (loss := _read_losses(folder / name)) is not None},
         sensitivity=_mapping(content, "sensitivity", path),
         guides=record_list(content, "guides", path, named="guide"),
