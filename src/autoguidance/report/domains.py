@@ -69,7 +69,7 @@ def _wins(domains: Domains, *methods: str) -> str:
     other = "the unguided model" if methods == ("unguided",) else "the best CFG"
     return (
         f"Autoguidance has a lower distance than {other} on {len(lower)} of {len(found)} data sets"
-        + (f" (on {clear} of them no repeats overlap)" if lower else "")
+        + (f" (on {clear} without overlap of the repeats)" if lower else "")
         + "."
     )
 

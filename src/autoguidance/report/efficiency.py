@@ -31,7 +31,7 @@ from autoguidance.report.plots import (
     method_title,
 )
 from autoguidance.report.records import METHODS, Row, RunRecords, number
-from autoguidance.report.verdict import figure
+from autoguidance.report.verdict import compare, figure
 
 _LABEL_SIZE, _LABEL_HEIGHT = 10, 12  # points
 _FURTHER_MARKERS = ("v", "P", "X", "*", "<", ">")
@@ -122,10 +122,12 @@ def price_in_words(costs: Sequence[Cost]) -> str:
             f"{figure(its_distance)} at {nearest.giga} GFLOPs."
         )
     cheapest, its_distance, its_flops = min(reached, key=lambda item: item[2])
+    result = compare(cheapest.row, best.row)
+    overlap = " The repeats of the two overlap." if result and result.num_repeats > 1 and not result.separated else ""
     return (
         f"“{cheapest.row.method}” is at least as good as the best unguided row, “{best.row.method}”, for "
         f"{figure(its_flops / flops)} times the operations: distance {figure(its_distance)} against {figure(distance)}, "
-        f"{cheapest.giga} against {best.giga} GFLOPs per image."
+        f"{cheapest.giga} against {best.giga} GFLOPs per image.{overlap}"
     )
 
 
@@ -172,7 +174,7 @@ def cost_plot(costs: Sequence[Cost], name: str) -> tuple[str, str] | None:
         spread = max(high / low, 1.5)
         axes.set_xlim(low / spread**0.22, high * spread**0.06)  # room for the first label
         log_if_wide(axes, [y for _, _, y in points])
-        axes.margins(y=0.16)
+        _leave_room_below(axes, [y for _, _, y in points])
         axes.set_xlabel("GFLOPs per image")
         axes.set_ylabel("Fréchet distance")
         legend_above(axes, 2)
@@ -186,6 +188,18 @@ def cost_plot(costs: Sequence[Cost], name: str) -> tuple[str, str] | None:
         f"Fréchet distance over GFLOPs per image of {len(points)} rows. Pareto front: {spoken or 'not recorded'}."
     )
     return caption, inline(plot, f"{name}-cost", description)
+
+
+def _leave_room_below(axes: Axes, values: Sequence[float]) -> None:
+    """Vertical limits with room for three labels, one below the other, under the least value."""
+    low, high = min(values), max(values)
+    if high <= low:
+        return
+    if axes.get_yscale() == "log":
+        span = high / min(value for value in values if value > 0)
+        axes.set_ylim(high / span**1.28, high * span**0.08)
+    else:
+        axes.set_ylim(low - 0.28 * (high - low), high + 0.08 * (high - low))
 
 
 def _label(plot: Figure, axes: Axes, front: Sequence[tuple[str, float, float]]) -> None:

@@ -79,8 +79,8 @@ def test_the_best_of_a_row_is_bold_and_the_table_comes_first(study, page_of):
 
 def test_the_wins_are_counted(study, page_of):
     text = page_of(study).text
-    assert "lower distance than the unguided model on 3 of 3 data sets (on 3 of them no repeats overlap)." in text
-    assert "lower distance than the best CFG on 1 of 2 data sets (on 1 of them no repeats overlap)." in text
+    assert "lower distance than the unguided model on 3 of 3 data sets (on 3 without overlap of the repeats)." in text
+    assert "lower distance than the best CFG on 1 of 2 data sets (on 1 without overlap of the repeats)." in text
 
 
 def test_one_data_set_alone(study, page_of):

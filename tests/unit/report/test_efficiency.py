@@ -92,6 +92,23 @@ def test_labels_do_not_cover_each_other(make_run, page_of):
             assert abs(y - other_y) > 9 or abs(x - other_x) > 40
 
 
+def test_three_labels_below_each_other_stay_inside_the_axes(make_run, page_of):
+    def change(content):
+        efficiency(content)
+        for record, row in zip(content["efficiency"], content["rows"], strict=True):
+            if not record["pareto"]:
+                continue
+            number = len(row["method"])  # four close together at the bottom right; the others stay where they are
+            record.update(flops=(4.1 + number / 1000) * 1e9)
+            row.update(fd=0.5 - number / 10000, fd_repeats=[])
+
+    svg = page_of(make_run(change=change)).plot("Fréchet distance over GFLOPs per image of 7 rows")
+    bottom = max(y for text, _, y in plot_texts(svg) if text == "GFLOPs per image") - 26  # the axis, above its numbers
+    labels = sorted(y for text, _, y in plot_texts(svg) if text.endswith(" steps"))
+    assert len(labels) == 4
+    assert labels[2] < bottom
+
+
 def test_the_price_of_the_unguided_models_quality(make_run, page_of):
     page = page_of(make_run(change=efficiency))
     # The best unguided row has 0.70; 0.69 for 1.5 is cheaper than 0.60 for 2.0.
@@ -105,6 +122,20 @@ def test_the_price_of_the_unguided_models_quality(make_run, page_of):
         "“autoguidance, 12 steps” is at least as good as the best unguided row, “unguided, 48 steps”, for 0.500"
         in dearer.text
     )
+
+
+def test_repeats_that_overlap_are_named(make_run, page_of):
+    def repeats(own):
+        def change(content):
+            efficiency(content)
+            rows = {row["method"]: row for row in content["rows"]}
+            rows["unguided, 48 steps"].update(fd_repeats=[0.695, 0.705])
+            rows["autoguidance, smallest guide, 12 steps"].update(fd_repeats=own)
+
+        return change
+
+    assert "The repeats of the two overlap." in page_of(make_run("overlap", change=repeats([0.68, 0.70]))).text
+    assert "The repeats of the two overlap." not in page_of(make_run("apart", change=repeats([0.689, 0.691]))).text
 
 
 def test_where_autoguidance_does_not_reach_it(make_run, page_of):
