@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from autoguidance.cli import main
+from autoguidance.report.records import file_name
 from autoguidance.storage import read_json, read_json_lines
 from autoguidance.study.catalogue import STUDIES
-from autoguidance.study.comparison import file_name
 from autoguidance.study.cost import evaluation_flops
 from autoguidance.study.efficiency import pareto
 from autoguidance.zoo import Pair
@@ -104,6 +104,8 @@ def test_gap(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert len(results["rows"]) == 11
     assert {g["verdict"] for g in results["guides"]} <= {"too similar", "compatible", "too far"}
+    assert [g["size"] for g in results["guides"]] == ["tiny"] * 5 + ["nano"] * 5
+    assert all(g["difference"] > 0 for g in results["guides"])
 
 
 def test_efficiency(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,43 +9,36 @@ The way: `read_run` (records) -> sentences (verdict), plots, grids -> sections -
 with a section each.
 """
 
-import html
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoguidance.errors import UserError
+from autoguidance.report.domains import DOMAINS_FILE, Domains, domains_section, read_domains
+from autoguidance.report.efficiency import efficiency_section, price_in_words, read_costs
+from autoguidance.report.gap import gap_section
 from autoguidance.report.grids import make_grid, matched, png_data_uri, shrink
+from autoguidance.report.markup import escape, figure_block, table, whole_number
 from autoguidance.report.plots import distance_over_weight, method_variable, repeats_per_method, training_loss
 from autoguidance.report.records import (
     METHOD_TITLES,
     Row,
     RunRecords,
-    method_order,
     read_run,
     split_model_name,
 )
 from autoguidance.report.sensitivity import sensitivity_figures
 from autoguidance.report.theme import STYLE_SHEET
-from autoguidance.report.verdict import compare, figure, headline, percent, second_line
+from autoguidance.report.verdict import change, compare, figure, headline, second_line
 from autoguidance.storage import write_text
 
 _MAX_GRID_ROWS = 12
 _MAX_IMAGE_SIDE = 96  # larger images are reduced, so that the page of a hundred stays a few megabytes
 # Belt and braces: even a mistake of ours cannot make the page ask anyone for anything, or run anything.
 _CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_THIN_SPACE = "\u2009"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}".replace(",", _THIN_SPACE)
 
 
 def _duration(seconds: float) -> str:
@@ -70,22 +63,7 @@ def _model(name: str, folder: Path) -> str:
     path, std, images = split_model_name(name)
     inside = path.removeprefix(f"{folder.as_posix()}/").removeprefix(f"{folder.resolve().as_posix()}/")
     details = ", ".join(part for part in (f"EMA {std}" if std else "", f"{images} images" if images else "") if part)
-    return _text(inside) + (f"<small>{_text(details)}</small>" if details else "")
-
-
-def _table(caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A table of ready HTML cells; columns are (title, class), rows (class, cells), a row's first cell its header."""
-    head = "".join(f'<th scope="col" class="{kind}">{title}</th>' for title, kind in columns)
-    body = []
-    for kind, cells in rows:
-        data = "".join(f'<td class="{columns[index][1]}">{cell}</td>' for index, cell in enumerate(cells[1:], 1))
-        body.append(f'<tr class="{kind}"><th scope="row">{cells[0]}</th>{data}</tr>')
-    label = _text(caption)
-    return (
-        f'<div class="frame" tabindex="0" role="region" aria-label="{label}"><table>'
-        f"<caption><span>{label}</span></caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+    return escape(inside) + (f"<small>{escape(details)}</small>" if details else "")
 
 
 def _methods_table(records: RunRecords) -> str:
@@ -101,20 +79,20 @@ def _methods_table(records: RunRecords) -> str:
         ("guide", "text"),
         ("evaluations<br>per image", ""),
         ("seconds<br>per image", ""),
-        *((_text(name), "") for name in extras),
+        *((escape(name), "") for name in extras),
     ]
     rows = []
     for row in records.rows:
-        change = None if unguided is None or row is unguided else compare(row, unguided)
+        result = None if unguided is None or row is unguided else compare(row, unguided)
         key = f'<span class="key" style="--key: var(--{method_variable(row.method)})"></span>'
         badge = '<span class="badge">best</span>' if row is best and len(records.rows) > 1 else ""
         spread = f" ± {figure(row.fd_std, 2)}" if row.fd_std is not None and row.fd is not None else ""
         evaluations = [value for value in (row.evaluations_main, row.evaluations_guide) if value]
         split = f"<small>{' + '.join(f'{value:g}' for value in evaluations)}</small>" if len(evaluations) > 1 else ""
         cells = [
-            key + _text(METHOD_TITLES.get(row.method, row.method)) + badge,
+            key + escape(METHOD_TITLES.get(row.method, row.method)) + badge,
             figure(row.fd) + spread,
-            "–" if change is None else percent(-change.reduction).replace("-", "−"),
+            "–" if result is None else change(result.reduction),
             ("–" if row.weight is None else f"{row.weight:g}") + _interval(row),
             _model(row.main, records.folder),
             _model(row.guide, records.folder),
@@ -123,12 +101,12 @@ def _methods_table(records: RunRecords) -> str:
             *(figure(row.extras.get(name)) for name in extras),
         ]
         rows.append(("best" if row is best else "", cells))
-    count = f" on {_count(records.num_images)} images each" if records.num_images else ""
+    images = f" on {whole_number(records.num_images)} images each" if records.num_images else ""
     times = f"mean ± standard deviation over {repeats} repeats" if repeats > 1 else "one measurement"
-    caption = f"The methods, each at its own best setting: {times}{count}. Lower is better."
+    caption = f"The methods, each at its own best setting: {times}{images}. Lower is better."
     if any(row.method.startswith("cfg") for row in records.rows):
         caption += " CFG is classifier-free guidance."
-    return _table(caption, columns, rows)
+    return table(caption, columns, rows)
 
 
 def _key_figures(records: RunRecords) -> str:
@@ -142,18 +120,14 @@ def _key_figures(records: RunRecords) -> str:
     if not tiles:
         return ""
     items = "".join(
-        f'<li style="--key: var(--{variable})"><b>{value}</b><span>{_text(title)}</span></li>'
+        f'<li style="--key: var(--{variable})"><b>{value}</b><span>{escape(title)}</span></li>'
         for variable, value, title in tiles
     )
     return f'<ul class="figures" aria-label="Fréchet distances">{items}</ul>'
 
 
-def _figure(content: tuple[str, str] | None) -> str:
-    return "" if content is None else f"<figure>{content[1]}<figcaption>{_text(content[0])}</figcaption></figure>"
-
-
 def _grids(records: RunRecords) -> str:
-    sets = dict(sorted(records.images.items(), key=lambda item: (item[0] == "real", method_order(item[0]))))
+    sets = dict(sorted(records.images.items(), key=lambda item: item[0] == "real"))
     if not sets:
         return ""
     largest = max(max(images.images.shape[2:]) for images in sets.values())
@@ -176,7 +150,7 @@ def _grids(records: RunRecords) -> str:
         if row is not None and row.weight not in (None, 1):
             note += f", w = {row.weight:g}"
         title = METHOD_TITLES.get(method, method)
-        head.append(f'<th scope="col">{_text(title)}<small>{_text(note)}</small></th>')
+        head.append(f'<th scope="col">{escape(title)}<small>{escape(note)}</small></th>')
     body = []
     for number, (class_idx, indices) in enumerate(rows):
         title = row_title(number, class_idx)
@@ -195,9 +169,9 @@ def _grids(records: RunRecords) -> str:
             alt = f"{METHOD_TITLES.get(method, method)}, {title}{seeds}"
             cells.append(
                 f'<td><img class="{kind}" width="{canvas.shape[1] * scale}" height="{canvas.shape[0] * scale}" '
-                f'alt="{_text(alt)}" src="{png_data_uri(canvas)}"></td>'
+                f'alt="{escape(alt)}" src="{png_data_uri(canvas)}"></td>'
             )
-        body.append(f'<tr><th scope="row" title="{_text(title)}">{_text(title)}</th>{"".join(cells)}</tr>')
+        body.append(f'<tr><th scope="row" title="{escape(title)}">{escape(title)}</th>{"".join(cells)}</tr>')
     caption = "The first images of each class" if rows[0][0] is not None else "The first images"
     caption += ", not picked by eye. Images in the same place of each method's column started from the same seed."
     return (
@@ -216,11 +190,11 @@ def _record_table(caption: str, values: Mapping[str, Any]) -> str:
         return text if len(text) <= 400 else text[:400] + " …"
 
     rows = "".join(
-        f'<tr><th scope="row">{_text(name.replace("_", " "))}</th><td>{_text(shown(value))}</td></tr>'
+        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th><td>{escape(shown(value))}</td></tr>'
         for name, value in values.items()
         if value is not None
     )
-    table = f'<table class="record"><caption><span>{_text(caption)}</span></caption><tbody>{rows}</tbody></table>'
+    table = f'<table class="record"><caption><span>{escape(caption)}</span></caption><tbody>{rows}</tbody></table>'
     return f'<div class="frame">{table}</div>'
 
 
@@ -232,22 +206,22 @@ def _training(records: RunRecords, name: str) -> str:
         numbers = (values.get(name) for name in names)
         parameters, images, seconds = (value if isinstance(value, int | float) else None for value in numbers)
         cells = [
-            _text(network),
-            _text(values.get("preset") or "–"),
-            "–" if parameters is None else _count(parameters),
-            "–" if images is None else _count(images),
+            escape(network),
+            escape(values.get("preset") or "–"),
+            "–" if parameters is None else whole_number(parameters),
+            "–" if images is None else whole_number(images),
             "–" if seconds is None else _duration(seconds),
-            "–" if not seconds or images is None else _count(images / seconds),
+            "–" if not seconds or images is None else whole_number(images / seconds),
         ]
         rows.append(("", cells))
     if rows:
         titles = ("network", "preset", "parameters", "images seen", "time", "images/s")
         columns = [(title, "text" if title == "preset" else "") for title in titles]
-        parts.append(_table("The networks and what their training took.", columns, rows))
-    loss = _figure(training_loss(records.losses, name))
+        parts.append(table("The networks and what their training took.", columns, rows))
+    loss = figure_block(training_loss(records.losses, name))
     if records.seconds:
         total = sum(records.seconds.values())
-        steps = ", ".join(f"{_text(step)} {_duration(value)}" for step, value in records.seconds.items())
+        steps = ", ".join(f"{escape(step)} {_duration(value)}" for step, value in records.seconds.items())
         parts.append(f"<p>Time of the whole run: {_duration(total)} ({steps}).</p>")
     if not parts and not loss:
         return ""
@@ -268,7 +242,7 @@ def _usage(records: RunRecords) -> str:
     parts = ["<h3>Using this pair</h3>"]
     if pair.exists():
         seeds = "--seeds 0-63 --out samples"
-        parts.append(f"<pre><code>autoguidance generate --pair {_text(shlex.quote(str(pair)))} {seeds}</code></pre>")
+        parts.append(f"<pre><code>autoguidance generate --pair {escape(shlex.quote(str(pair)))} {seeds}</code></pre>")
     bounds = (
         "" if row.interval is None else ", ".join("math.inf" if math.isinf(end) else f"{end!r}" for end in row.interval)
     )
@@ -281,14 +255,14 @@ def _usage(records: RunRecords) -> str:
         f"denoiser = ag.Autoguidance(main, guide, weight={row.weight!r}{interval})\n"
         f"images = ag.sample(denoiser, seeds=range(64){classes})  # uint8 [N, C, H, W]"
     )
-    return "".join(parts) + f"<pre><code>{_text(code)}</code></pre>"
+    return "".join(parts) + f"<pre><code>{escape(code)}</code></pre>"
 
 
 def _data_line(records: RunRecords) -> str:
     data = records.dataset
     parts = []
     if isinstance(data.get("num_images"), int):
-        parts.append(f"{_count(data['num_images'])} images")
+        parts.append(f"{whole_number(data['num_images'])} images")
     if isinstance(data.get("resolution"), int):
         colour = {1: "grey", 3: "RGB"}.get(data.get("channels", 0), "")
         parts.append(f"{data['resolution']}×{data['resolution']} {colour}".strip())
@@ -303,11 +277,14 @@ def _data_line(records: RunRecords) -> str:
 
 
 def _section(records: RunRecords, name: str) -> str:
-    plots = [_figure(panel) for panel in distance_over_weight(records, name)]
-    plots.insert(1, _figure(repeats_per_method(records, name)))
-    plots += [_figure(panel) for panel in sensitivity_figures(records.sensitivity, name)]
+    # The gap's section has curves of its own, by guide: as methods on one plot they would not be told apart.
+    over_weight = [] if records.guides else distance_over_weight(records, name)
+    plots = [figure_block(panel) for panel in over_weight]
+    plots.insert(1, figure_block(repeats_per_method(records, name)))
+    plots += [figure_block(panel) for panel in sensitivity_figures(records.sensitivity, name)]
     shown = "".join(plots)
     parts = [_key_figures(records), "<h3>Methods compared</h3>", _methods_table(records)]
+    parts += [gap_section(records, name), efficiency_section(records, name)]
     if shown:
         parts.append(f'<h3>How distance depends on the setting</h3><div class="plots">{shown}</div>')
     parts += [_grids(records), _training(records, name), _usage(records)]
@@ -321,37 +298,48 @@ def _section(records: RunRecords, name: str) -> str:
     return "".join(parts)
 
 
+def _headline(records: RunRecords) -> str:
+    """The main result: of the study of cost its price, of any other the distances."""
+    return price_in_words(read_costs(records)) or headline(records)
+
+
 def _name(records: RunRecords) -> str:
     return str(records.dataset.get("name") or records.folder.resolve().name)
 
 
-def render_page(runs: Sequence[RunRecords]) -> str:
-    """The page of one or several runs as HTML text (`write_report` reads and writes the files)."""
+def render_page(runs: Sequence[RunRecords], domains: Sequence[Domains] = ()) -> str:
+    """The page of one or several runs as HTML text (`write_report` reads and writes the files).
+
+    Args:
+        runs: a section each.
+        domains: rows by data set, a table each before the sections.
+    """
     title = f"Autoguidance on {', '.join(dict.fromkeys(_name(records) for records in runs))}"
     if len(runs) == 1:
         records = runs[0]
         top = (
-            f'<p class="eyebrow">{_text(title)} · {_text(_data_line(records))}</p><h1>{_text(headline(records))}</h1>'
-            f'<p class="lead">{_text(second_line(records))}</p>'
+            f'<p class="eyebrow">{escape(title)} · {escape(_data_line(records))}</p><h1>{escape(_headline(records))}</h1>'
+            f'<p class="lead">{escape(second_line(records))}</p>'
         )
         body = _section(records, "run1")
     else:
         links = "".join(
-            f'<li><a href="#run{number}">{_text(_name(records))}</a>: {_text(headline(records))}</li>'
+            f'<li><a href="#run{number}">{escape(_name(records))}</a>: {escape(_headline(records))}</li>'
             for number, records in enumerate(runs, 1)
         )
-        top = f'<p class="eyebrow">Report of {len(runs)} runs</p><h1>{_text(title)}</h1><ul>{links}</ul>'
+        top = f'<p class="eyebrow">Report of {len(runs)} runs</p><h1>{escape(title)}</h1><ul>{links}</ul>'
         body = "".join(
-            f'<section><h2 class="run" id="run{number}">{_text(_name(records))}: {_text(headline(records))}</h2>'
-            f'<p class="eyebrow">{_text(records.folder)} · {_text(_data_line(records))}</p>'
-            f"<p>{_text(second_line(records))}</p>{_section(records, f'run{number}')}</section>"
+            f'<section><h2 class="run" id="run{number}">{escape(_name(records))}: {escape(_headline(records))}</h2>'
+            f'<p class="eyebrow">{escape(records.folder)} · {escape(_data_line(records))}</p>'
+            f"<p>{escape(second_line(records))}</p>{_section(records, f'run{number}')}</section>"
             for number, records in enumerate(runs, 1)
         )
+    body = "".join(domains_section(rows) for rows in domains) + body
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}">'
-        f"<title>{_text(title)}</title><style>{STYLE_SHEET}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{STYLE_SHEET}</style></head><body>"
         f'<header class="top">{top}</header><main>{body}</main>'
         "<footer>Written by <code>autoguidance report</code>. "
         "Guidance: D = D_guide + w (D_main − D_guide); w = 1 is off. "
@@ -363,7 +351,8 @@ def write_report(folders: Path | str | Sequence[Path | str], out: Path | str) ->
     """Write one self-contained page about one or several run folders.
 
     Args:
-        folders: output folders of `autoguidance run`.
+        folders: output folders of `autoguidance run` or of studies. One that holds `domains.json` stands for the run
+            folders of its data sets, and brings a table over all of them.
         out: the HTML file, written atomically: a reader sees the old page or the whole new one.
 
     Returns:
@@ -378,5 +367,14 @@ def write_report(folders: Path | str | Sequence[Path | str], out: Path | str) ->
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file to write, such as {out / 'report.html'}")
-    write_text(out, render_page([read_run(name) for name in names]))
+    runs: list[RunRecords] = []
+    domains: list[Domains] = []
+    for folder in map(Path, names):
+        if (folder / DOMAINS_FILE).exists():
+            found = read_domains(folder)
+            domains.append(found)
+            runs += [read_run(folder / data) for data in found]
+        else:
+            runs.append(read_run(folder))
+    write_text(out, render_page(runs, domains))
     return out

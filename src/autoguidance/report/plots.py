@@ -27,15 +27,15 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLo
 from autoguidance.report.records import METHOD_TITLES, RunRecords, SearchPoint, method_order
 from autoguidance.report.verdict import figure
 
-INK, _MUTED, _RULE, _SURFACE = "#010101", "#020202", "#030303", "#040404"
+INK, MUTED, _RULE, _SURFACE = "#010101", "#020202", "#030303", "#040404"
 _METHOD_COLOURS = {"unguided": "#110000", "cfg": "#110001", "cfg+interval": "#110002", "autoguidance": "#110003"}
-_OTHER_COLOURS = ("#110004", "#110005")
+OTHER_COLOURS = ("#110004", "#110005")
 _METHOD_MARKERS = {"unguided": "D", "cfg": "s", "cfg+interval": "^", "autoguidance": "o"}
 _OTHER_MARKERS = ("v", "P")
 # Placeholder -> (variable of the page, colour where the page defines none).
 _VARIABLES = {
     INK: ("ink", "#1c2430"),
-    _MUTED: ("muted", "#5c6675"),
+    MUTED: ("muted", "#5c6675"),
     _RULE: ("rule", "#d9dee6"),
     _SURFACE: ("surface", "#ffffff"),
     "#110000": ("method-unguided", "#5c6675"),
@@ -51,7 +51,7 @@ STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "text.parse_math": False,  # names are shown as they are, dollar signs and all
     "text.color": INK,
-    "axes.edgecolor": _MUTED,
+    "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.facecolor": "none",
     "axes.spines.top": False,
@@ -61,8 +61,8 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "grid.color": _RULE,
     "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "figure.facecolor": "none",
@@ -75,15 +75,22 @@ _MAX_PANELS = 3
 
 def method_variable(method: str) -> str:
     """Name of the page's CSS variable that holds a method's colour."""
-    return _VARIABLES[method_colour(method)][0]
+    return colour_variable(method_colour(method))
+
+
+def colour_variable(colour: str) -> str:
+    """Name of the page's CSS variable that a plot's colour stands for."""
+    return _VARIABLES[colour][0]
 
 
 def method_colour(method: str) -> str:
-    return _METHOD_COLOURS.get(method) or _OTHER_COLOURS[sum(method.encode()) % len(_OTHER_COLOURS)]
+    """The placeholder of a method's colour; "METHOD, 12 steps" has METHOD's."""
+    return _METHOD_COLOURS.get(method.partition(", ")[0]) or OTHER_COLOURS[sum(method.encode()) % len(OTHER_COLOURS)]
 
 
-def _marker(method: str) -> str:
-    return _METHOD_MARKERS.get(method) or _OTHER_MARKERS[sum(method.encode()) % len(_OTHER_MARKERS)]
+def method_marker(method: str) -> str:
+    """A method's marker; "METHOD, 12 steps" has METHOD's."""
+    return _METHOD_MARKERS.get(method.partition(", ")[0]) or _OTHER_MARKERS[sum(method.encode()) % len(_OTHER_MARKERS)]
 
 
 def method_title(method: str) -> str:
@@ -110,12 +117,12 @@ def inline(plot: Figure, name: str, description: str) -> str:
     return re.sub(r"^<svg[^>]*>", lambda _: opening, svg).strip()
 
 
-def _new_axes(height: float = 3.6) -> tuple[Figure, Axes]:
+def new_axes(height: float = 3.6) -> tuple[Figure, Axes]:
     plot = Figure(figsize=(5.4, height), layout="constrained")
     return plot, plot.add_subplot()
 
 
-def _legend_above(axes: Axes, columns: int = 2) -> None:
+def legend_above(axes: Axes, columns: int = 2) -> None:
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.4)
 
@@ -131,7 +138,7 @@ def log_if_wide(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _weight_axis(axes: Axes, weights: Sequence[float]) -> None:
+def weight_axis(axes: Axes, weights: Sequence[float]) -> None:
     """w from left to right, spaced by log(w - 1) where small steps above 1 matter; ticks are w itself."""
     axes.set_xlabel("guidance weight w")
     if min(weights) <= 1 or min(weights) >= 1.3 or max(weights) - 1 < 3 * (min(weights) - 1):
@@ -146,7 +153,7 @@ def _weight_axis(axes: Axes, weights: Sequence[float]) -> None:
     axes.set_xlim(low, high)
 
 
-def _lower_envelope(points: Sequence[SearchPoint]) -> tuple[list[float], list[float]]:
+def lower_envelope(points: Sequence[SearchPoint]) -> tuple[list[float], list[float]]:
     best: dict[float, float] = {}
     for point in points:
         if point.weight is not None:
@@ -173,12 +180,12 @@ def distance_over_weight(records: RunRecords, name: str) -> list[tuple[str, str]
         if not unguided and count in (None, records.num_images):
             unguided = [row.fd for row in records.rows if row.method == "unguided" and row.fd is not None]
         with rc_context(STYLE):
-            plot, axes = _new_axes()
+            plot, axes = new_axes()
             chosen = []
             for method in sorted({point.method for point in points}, key=method_order):
                 own = [point for point in points if point.method == method]
-                colour, marker = method_colour(method), _marker(method)
-                weights, best = _lower_envelope(own)
+                colour, marker = method_colour(method), method_marker(method)
+                weights, best = lower_envelope(own)
                 scattered = [(point.weight, point.fd) for point in own]
                 axes.scatter(*zip(*scattered), s=10, color=colour, alpha=0.3, linewidths=0, marker=marker)
                 axes.plot(weights, best, color=colour, marker=marker, markersize=4.5, label=method_title(method))
@@ -186,15 +193,15 @@ def distance_over_weight(records: RunRecords, name: str) -> list[tuple[str, str]
             if unguided:
                 axes.axhline(min(unguided), color=method_colour("unguided"), linestyle="--", label="unguided")
             if records.real_half is not None:
-                axes.axhline(records.real_half, color=_MUTED, linestyle=":", label="half of the real set")
+                axes.axhline(records.real_half, color=MUTED, linestyle=":", label="half of the real set")
             if chosen:
                 ring = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6, "zorder": 4, "label": "chosen"}
                 axes.scatter([point.weight or 1 for point in chosen], [point.fd for point in chosen], s=130, **ring)
-            _weight_axis(axes, sorted({point.weight or 1 for point in points}))
+            weight_axis(axes, sorted({point.weight or 1 for point in points}))
             shown = [point.fd for point in points] + unguided
             log_if_wide(axes, shown)
             axes.set_ylabel("Fréchet distance")
-            _legend_above(axes, 2)
+            legend_above(axes, 2)
         what = f"{len(points)} guided settings" + (f" on {count} images each" if count else "")
         lowest = min(points, key=lambda point: point.fd)
         description = (
@@ -220,7 +227,7 @@ def repeats_per_method(records: RunRecords, name: str) -> tuple[str, str] | None
     if not rows:
         return None
     with rc_context(STYLE):
-        plot, axes = _new_axes(1.2 + 0.55 * len(rows))
+        plot, axes = new_axes(1.2 + 0.55 * len(rows))
         for height, (row, mean) in enumerate(measured):
             colour = method_colour(row.method)
             values = row.fd_repeats or (mean,)
@@ -229,11 +236,11 @@ def repeats_per_method(records: RunRecords, name: str) -> tuple[str, str] | None
             axes.vlines(mean, height - 0.3, height + 0.3, color=colour, linewidth=2.4)
             if row.fd_std is not None:
                 axes.hlines(height, mean - row.fd_std, mean + row.fd_std, color=colour, linewidth=1.4)
-            marks = {"marker": _marker(row.method), "edgecolors": _SURFACE, "linewidths": 0.8, "zorder": 3}
+            marks = {"marker": method_marker(row.method), "edgecolors": _SURFACE, "linewidths": 0.8, "zorder": 3}
             axes.scatter(values, height + offsets, s=34, color=colour, **marks)
         if records.real_half is not None:
-            axes.axvline(records.real_half, color=_MUTED, linestyle=":", label="half of the real set")
-            _legend_above(axes, 1)
+            axes.axvline(records.real_half, color=MUTED, linestyle=":", label="half of the real set")
+            legend_above(axes, 1)
         labels = [
             method_title(row.method) + (f"\nw = {row.weight:g}" if row.weight not in (None, 1) else "") for row in rows
         ]
@@ -264,18 +271,18 @@ def training_loss(losses: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str
     }
     styles = {"main": "-", "guide": "--", "unconditional": "-."}
     with rc_context(STYLE):
-        plot, axes = _new_axes(3.0)
+        plot, axes = new_axes(3.0)
         for network, (images, loss) in losses.items():
             width = max(1, len(loss) // 40)
             smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
             at = np.convolve(images, np.ones(width) / width, mode="valid")
-            colour, style = colours.get(network, _MUTED), styles.get(network, ":")
+            colour, style = colours.get(network, MUTED), styles.get(network, ":")
             axes.plot(at, smooth, label=network, color=colour, linestyle=style)
         axes.set_xlabel("images seen")
         axes.set_ylabel("training loss")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figure_images(value)))
-        _legend_above(axes, 3)
+        legend_above(axes, 3)
     ends = {network: (figure(float(loss[-1])), figure_images(images[-1])) for network, (images, loss) in losses.items()}
     last = "; ".join(f"{network} {loss} at {images} images" for network, (loss, images) in ends.items())
     caption = "Training loss over images seen, running mean. It includes the learned weighting, so it may be negative."

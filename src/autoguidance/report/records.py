@@ -9,7 +9,7 @@ that names the file. A non-finite figure counts as absent.
 import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,15 @@ class RunRecords:
     Attributes:
         folder: where the run lies, as the caller named it.
         protocol: how the figures were measured, as recorded.
-        rows: the compared settings, in the order of `METHODS`.
+        rows: the compared settings, in the order of `METHODS`, then as recorded.
         search: every setting measured while searching.
         dataset, training, seconds: as recorded; {} where absent.
         real_half: distance between half of the real set and all of it, the least one can expect; None if not measured.
-        images: method -> images, from `images/*.npz`.
+        images: method -> images, from `images/*.npz`, in the order of `rows`.
         losses: network -> (images seen [n], loss [n]), from `NETWORK/log.jsonl`.
         sensitivity: per method how the distance changes around its best setting, as recorded; {} where absent.
+        guides: of the study `gap`, as recorded: a guide's size, training and diagnosis each; () where absent.
+        efficiency: of the study of that name, as recorded: a row's operations per image each; () where absent.
     """
 
     folder: Path
@@ -106,6 +108,8 @@ class RunRecords:
     images: Mapping[str, ImageSet]
     losses: Mapping[str, tuple[np.ndarray, np.ndarray]]
     sensitivity: Mapping[str, Any] = field(default_factory=dict)
+    guides: Sequence[Mapping[str, Any]] = ()
+    efficiency: Sequence[Mapping[str, Any]] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -130,6 +134,11 @@ def method_order(method: str) -> tuple[int, str]:
     return (METHODS.index(method) if method in METHODS else len(METHODS), method)
 
 
+def file_name(method: str) -> str:
+    """A method's name as a file's: labels may have spaces and slashes."""
+    return "".join(c if c.isalnum() or c in "+-_.," else "-" for c in method)
+
+
 def split_model_name(name: str) -> tuple[str, str, str]:
     """A model's name as (path, EMA width, images seen): "runs/main@0.070:8Mi" -> ("runs/main", "0.070", "8Mi").
 
@@ -142,7 +151,16 @@ def split_model_name(name: str) -> tuple[str, str, str]:
     return (name, match["std"], str(int(match["images"]))) if match else (name, "", "")
 
 
-def _number(value: Any, what: str, path: Path) -> float | None:
+def number(value: Any, what: str, path: Path) -> float | None:
+    """A figure of a file, or None where it is null or not finite.
+
+    Args:
+        value: what the file holds.
+        what: names it in the message.
+        path: the file.
+
+    Raises: UserError where it is not a number.
+    """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -155,7 +173,7 @@ def _interval(value: Any, what: str, path: Path) -> tuple[float, float] | None:
         return None
     if not isinstance(value, list) or len(value) != 2:
         raise UserError(f"{path}: {what} is {value!r}, not a pair of noise levels; restore the file or run again")
-    low, high = (_number(bound, what, path) for bound in value)
+    low, high = (number(bound, what, path) for bound in value)
     # JSON has no infinity: an open end is null.
     return (0.0 if low is None else low, math.inf if high is None else high)
 
@@ -169,12 +187,13 @@ def _mapping(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]
     return value
 
 
-def _records(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+def record_list(content: Mapping[str, Any], key: str, path: Path, named: str = "method") -> list[dict[str, Any]]:
+    """A list of records of a file, each with a text under `named`; [] where absent. Raises UserError where damaged."""
     value = content.get(key) or []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise UserError(f"{path}: {key} is not a list of records; restore the file or run `autoguidance run` again")
-    if not all(isinstance(item.get("method"), str) for item in value):
-        raise UserError(f"{path}: a record in {key} has no method; restore the file or run `autoguidance run` again")
+    if not all(isinstance(item.get(named), str) for item in value):
+        raise UserError(f"{path}: a record in {key} has no {named}; restore the file or run `autoguidance run` again")
     return value
 
 
@@ -182,14 +201,15 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _row(record: Mapping[str, Any], path: Path) -> Row:
+def measured_row(record: Mapping[str, Any], path: Path) -> Row:
+    """A row of a file; mean and deviation are made from the repeats where absent. Raises UserError where damaged."""
     figures = {
-        name: _number(record.get(name), f"{name} of {record['method']}", path) for name in (*_FIGURES, *_EXTRA_METRICS)
+        name: number(record.get(name), f"{name} of {record['method']}", path) for name in (*_FIGURES, *_EXTRA_METRICS)
     }
     repeats = record.get("fd_repeats") or []
     if not isinstance(repeats, list):
         raise UserError(f"{path}: fd_repeats of {record['method']} is not a list; restore the file or run again")
-    numbers = [_number(value, f"fd_repeats of {record['method']}", path) for value in repeats]
+    numbers = [number(value, f"fd_repeats of {record['method']}", path) for value in repeats]
     fd_repeats = tuple(value for value in numbers if value is not None)
     extras = {name: value for name in _EXTRA_METRICS if (value := figures.pop(name)) is not None}
     if figures["fd"] is None and fd_repeats:
@@ -210,16 +230,16 @@ def _row(record: Mapping[str, Any], path: Path) -> Row:
 def _search_points(records: list[dict[str, Any]], path: Path) -> tuple[SearchPoint, ...]:
     points = []
     for record in records:
-        fd = _number(record.get("fd"), "fd of a searched setting", path)
+        fd = number(record.get("fd"), "fd of a searched setting", path)
         if fd is None:
             continue  # a setting that failed has no distance and no place in a curve
-        count = _number(record.get("num_images"), "num_images of a searched setting", path)
+        count = number(record.get("num_images"), "num_images of a searched setting", path)
         points.append(
             SearchPoint(
                 method=record["method"],
                 main=_text(record.get("main")),
                 guide=_text(record.get("guide")),
-                weight=_number(record.get("weight"), "weight of a searched setting", path),
+                weight=number(record.get("weight"), "weight of a searched setting", path),
                 interval=_interval(record.get("interval"), "interval of a searched setting", path),
                 fd=fd,
                 num_images=None if count is None else int(count),
@@ -244,6 +264,14 @@ def _read_images(path: Path) -> ImageSet:
     if class_idx is None or not labelled or (class_idx < 0).any():
         return ImageSet(seeds=seeds.astype(np.int64), class_idx=None, images=images)
     return ImageSet(seeds=seeds.astype(np.int64), class_idx=class_idx.astype(np.int64), images=images)
+
+
+def _read_image_sets(folder: Path, rows: Sequence[Row]) -> dict[str, ImageSet]:
+    """The image files by method, in the order of the rows; then those of no row, by name."""
+    methods = {file_name(row.method): row.method for row in rows}
+    sets = {methods.get(file.stem, file.stem): _read_images(file) for file in sorted(folder.glob("*.npz"))}
+    named = [method for method in methods.values() if method in sets]
+    return {name: sets[name] for name in (*named, *(name for name in sets if name not in named))}
 
 
 def _read_losses(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -283,21 +311,24 @@ def read_run(folder: Path | str) -> RunRecords:
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise UserError(f"{path} has no rows of compared methods; name the output folder of `autoguidance run`")
-    rows = [_row(record, path) for record in _records(content, "rows", path)]
+    rows = [measured_row(record, path) for record in record_list(content, "rows", path)]
+    rows.sort(key=lambda row: method_order(row.method)[0])
     training = _mapping(content, "training", path)
     networks = [name for name in ("main", "guide", "unconditional") if name in training or (folder / name).is_dir()]
     times = _mapping(content, "seconds", path)
-    seconds = {name: _number(value, f"seconds of {name}", path) for name, value in times.items()}
+    seconds = {name: number(value, f"seconds of {name}", path) for name, value in times.items()}
     return RunRecords(
         folder=folder,
         protocol=_mapping(content, "protocol", path),
-        rows=tuple(sorted(rows, key=lambda row: method_order(row.method))),
-        search=_search_points(_records(content, "search", path), path),
+        rows=tuple(rows),
+        search=_search_points(record_list(content, "search", path), path),
         dataset=_mapping(content, "dataset", path),
         training={name: value for name, value in training.items() if isinstance(value, dict)},
         seconds={name: value for name, value in seconds.items() if value is not None},
-        real_half=_number(_mapping(content, "baseline", path).get("real_half"), "real_half", path),
-        images={file.stem: _read_images(file) for file in sorted((folder / "images").glob("*.npz"))},
+        real_half=number(_mapping(content, "baseline", path).get("real_half"), "real_half", path),
+        images=_read_image_sets(folder / "images", rows),
         losses={name: loss for name in networks if (loss := _read_losses(folder / name)) is not None},
         sensitivity=_mapping(content, "sensitivity", path),
+        guides=record_list(content, "guides", path, named="guide"),
+        efficiency=record_list(content, "efficiency", path),
     )

@@ -38,7 +38,6 @@ h1 {
 h2 { margin: 40px 0 12px; font-size: 21px; line-height: 1.3; }
 h2.run { margin-top: 56px; padding-top: 24px; border-top: 2px solid var(--rule); font-size: 25px; }
 h3 { margin: 36px 0 10px; font-size: 18px; }
-h3 + .frame + p { margin-top: 12px; }
 p { margin: 0 0 12px; max-width: 76ch; }
 p.lead { max-width: none; font-size: 17px; color: var(--muted); }
 a { color: var(--link); }
@@ -77,6 +76,8 @@ tr.best { background: var(--tint); }
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 16px; align-items:
   start;
 }
+.plots + .frame { margin-top: 16px; }
+.frame + p { margin-top: 12px; }
 figure {
   margin: 0; background: var(--surface); border: 1px solid var(--rule); border-radius: 8px; padding: 14px 14px
   10px;

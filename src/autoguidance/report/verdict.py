@@ -53,6 +53,11 @@ def percent(value: float, spread: float | None = None) -> str:
     return f"{100 * value:.1f} %" if spread is None else f"{100 * value:.1f} ± {100 * spread:.1f} %"
 
 
+def change(reduction: float, spread: float | None = None) -> str:
+    """A reduction as the change of a distance: change(0.368) is "−36.8 %"; what rounds to nothing has no sign."""
+    return percent(round(-reduction, 3) + 0.0, spread).replace("-", "−")
+
+
 def figure(value: float | None, digits: int = 3) -> str:
     """A number to `digits` significant digits, with an exponent only if very large or small; "–" for None."""
     if value is None:

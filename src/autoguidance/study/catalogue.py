@@ -89,5 +89,5 @@ def conduct_several(config: StudyConfig, data: dict[str, str], stage: Stage = si
         for row in found["rows"]
     ]
     write_json(config.out / "domains.json", {"study": config.name, "rows": rows})
-    write_report([config.out / name for name in results], config.out / "report.html")
+    write_report([config.out], config.out / "report.html")
     return results

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from autoguidance.report.records import file_name
 from autoguidance.storage import append_json_line, make_folder, read_json_lines
 from autoguidance.study.stages import ProgressCallback, Stages
 from autoguidance.tune import (
@@ -123,11 +124,6 @@ class _Arena:
                 progress(done, total, self.contest.figures(state))
 
         return drive(self.board, ask, pool, self.task, finished=finished, seen=seen)
-
-
-def file_name(method: str) -> str:
-    """A method's name as a file's: labels may have spaces and slashes."""
-    return "".join(c if c.isalnum() or c in "+-_.," else "-" for c in method)
 
 
 def _replay(board: MemoryBoard, record: Mapping[str, Any]) -> None:

@@ -25,9 +25,10 @@ from autoguidance.errors import UserError
 from autoguidance.evaluate import Reference, half_distance, open_network, read_statistics_file, source_references
 from autoguidance.evaluate.references import NUM_REAL_KEPT
 from autoguidance.report.page import write_report
+from autoguidance.report.records import file_name
 from autoguidance.sample import Heun, Solver, proportional_classes
 from autoguidance.storage import read_json, read_json_lines, write_json
-from autoguidance.study.comparison import Comparison, compare, file_name
+from autoguidance.study.comparison import Comparison, compare
 from autoguidance.study.plan import EMA_STDS, most_training_images
 from autoguidance.study.records import describe_dataset, describe_training, keep_real
 from autoguidance.study.stages import Stages

@@ -8,6 +8,7 @@ Reference: Karras et al. 2024, arXiv 2406.02507, Figure 3.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from autoguidance.errors import UserError
@@ -36,15 +37,23 @@ def gap(experiment: Experiment) -> dict[str, Any]:
     spaces += [SearchSpace("autoguidance", main, experiment.solver, (g,), label=name) for name, g in guides.items()]
     found = experiment.compare(spaces)
     records = [
-        {
-            "guide": name,
-            "size": name.split()[0],
-            "share": guide.num_images / experiment.num_images,
-            **_diagnosis(experiment, main, guide),
-        }
+        guide_record(name, guide.num_images / experiment.num_images, _diagnosis(experiment, main, guide))
         for name, guide in guides.items()
     ]
     return experiment.finish(found, guides=records)
+
+
+def guide_record(name: str, share: float, diagnosis: Mapping[str, Any]) -> dict[str, Any]:
+    """One guide in `guides` of results.json.
+
+    Args:
+        name: its size and planned share of the training, such as "tiny T/16".
+        share: the share that the stored snapshot really had, in (0, 1].
+        diagnosis: as `Diagnosis.to_dict` gives it; its `size` (how far apart the two models are) becomes `difference`
+            here, where size is the network's.
+    """
+    figures = {key: diagnosis[key] for key in ("verdict", "reason", "correlation", "correlation_se", "start_weight")}
+    return {"guide": name, "size": name.split()[0], "share": share, "difference": diagnosis["size"], **figures}
 
 
 def _sizes(preset: str) -> list[str]:
@@ -72,5 +81,4 @@ def _diagnosis(experiment: Experiment, main: GuideSource, guide: GuideSource) ->
         found = diagnose(*names, experiment.source, device=experiment.config.device)
         make_folder(path.parent)
         write_json(path, found.to_dict())
-    found = read_json(path)
-    return {key: found[key] for key in ("verdict", "reason", "size", "correlation", "correlation_se", "start_weight")}
+    return read_json(path)

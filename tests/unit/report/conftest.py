@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Page
+
+from autoguidance.report.page import write_report
 
 METHODS = ("unguided", "cfg", "cfg+interval", "autoguidance")
 _REPEATS = {
@@ -132,5 +135,13 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 lines = "".join(json.dumps(record) + "\n" for record in records)
                 (folder / network / "log.jsonl").write_text(lines)
         return folder
+
+    return make
+
+
+@pytest.fixture
+def page_of(tmp_path: Path) -> Callable[..., Page]:
+    def make(*folders: Path) -> Page:
+        return Page(write_report(list(folders), tmp_path / "report.html").read_text(encoding="utf-8"))
 
     return make

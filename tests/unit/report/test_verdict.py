@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from autoguidance.report.plots import distance_over_weight, figure_images, repeats_per_method
-from autoguidance.report.records import Row, read_run, split_model_name
-from autoguidance.report.verdict import compare, figure
+from autoguidance.report.records import Row, file_name, read_run, split_model_name
+from autoguidance.report.verdict import change, compare, figure
 
 
 def row(*repeats: float) -> Row:
@@ -134,3 +134,24 @@ def test_plots_carry_the_pages_colours_and_no_placeholder(make_run):
     # log axis of w - 1, with w itself at the ticks
     assert ">1.05</text>" in plots[0][1]
     assert ">chosen</text>" in plots[0][1]
+
+
+def test_a_change_has_a_real_minus_sign_and_none_at_zero():
+    shown = [change(0.3684), change(-0.02, 0.014), change(0.0), change(0.0004), change(-0.0004)]
+    assert shown == ["−36.8 %", "2.0 ± 1.4 %", "0.0 %", "0.0 %", "0.0 %"]
+
+
+def test_images_of_a_study_belong_to_the_rows_and_stand_in_their_order(make_run):
+    names = ["unguided, 12 steps", "tiny T/16", "early/é"]
+    files = ("unguided", "cfg", "autoguidance")
+
+    def rename(content):
+        content["rows"] = [{"method": name, "fd": 1.0} for name in names]
+
+    folder = make_run(change=rename)
+    for file, name in zip(files, names, strict=True):
+        path = folder / "images" / f"{file}.npz"
+        path.rename(path.with_stem(file_name(name)))
+    records = read_run(folder)
+    assert list(records.images) == [*names, "cfg+interval", "real"]
+    assert [row.method for row in records.rows] == names
