@@ -23,6 +23,7 @@ import functools
 import importlib.util
 import math
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,7 +229,7 @@ def vae_encoder(
         if key == "resolution" and value is None and img_resolution is not None:
             value = img_resolution * integers["factor"]
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UserError(f"encoder: {key} is {value!r}; give a whole number")
+            raise UserError(f"encoder: {key} is {reprlib.repr(value)}; give a whole number")
         integers[key] = value
     return VaeEncoder(
         vae=name,
@@ -246,7 +247,7 @@ def _numbers(settings: Mapping[str, Any], key: str, default: tuple[float, ...] |
     if not isinstance(values, list | tuple) or any(
         isinstance(value, bool) or not isinstance(value, int | float) for value in values
     ):
-        raise UserError(f"encoder: {key} is {values!r}; give one number per latent channel")
+        raise UserError(f"encoder: {key} is {reprlib.repr(values)}; give one number per latent channel")
     return tuple(float(value) for value in values)
 
 

@@ -90,6 +90,8 @@ def read_model_info(path: Path | str) -> ModelInfo:
         version = content.pop("format_version")
         content["class_names"] = tuple(content["class_names"])
         info = ModelInfo(**content)
+        if not (info.encoder is None or isinstance(info.encoder, dict)):
+            raise TypeError("the encoder is no object")
         named = isinstance(info.config, dict) and all(isinstance(name, str) for name in info.class_names)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its metadata is damaged or of another program; restore it from a copy") from None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from third_party_features import load_resnet56
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -224,47 +225,9 @@ def test_what_cannot_be_imported_is_named(module, where, message):
 # A network that others trained on CIFAR-10 (../shared/data/README.md), as a user would bring it.
 
 
-class Basic(nn.Module):
-    """Two convolutions and the shortcut "option A": every second pixel, new channels zero on both sides."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride = stride
-        self.new = (outputs - inputs) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        kept = functional.pad(x[:, :, :: self.stride, :: self.stride], [0, 0, 0, 0, self.new, self.new])
-        return torch.relu(y + kept)
-
-
-class ResNet56(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Basic(16, 16, 1) for _ in range(9)))
-        self.layer2 = nn.Sequential(*(Basic(32 if n else 16, 32, 1 if n else 2) for n in range(9)))
-        self.layer3 = nn.Sequential(*(Basic(64 if n else 32, 64, 1 if n else 2) for n in range(9)))
-        self.linear = nn.Linear(64, 10)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1((images.float() / 255 - self.mean) / self.std)))
-        return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
-
-
 @pytest.fixture(scope="module")
 def resnet(shared):
-    stored = torch.load(shared("data/networks/resnet56-4bfd9763.th"), map_location="cpu", weights_only=True)
-    network = ResNet56()
-    network.load_state_dict({name.removeprefix("module."): t for name, t in stored["state_dict"].items()})
-    return network.eval()
+    return load_resnet56(shared("data/networks/resnet56-4bfd9763.th")).eval()
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "metadata is damaged",
     ),
     "unknown field": (lambda p: _replace(p, lambda w, c: c.update(colour="red")), "metadata is damaged"),
+    "encoder that is a list": (lambda p: _replace(p, lambda w, c: c.update(encoder=[1])), "metadata is damaged"),
     "no version": (lambda p: _replace(p, lambda w, c: c.pop("format_version")), "metadata is damaged"),
     "newer version": (lambda p: _replace(p, lambda w, c: c.update(format_version=99)), "update autoguidance"),
     "other architecture": (lambda p: _replace(p, lambda w, c: c.update(architecture="vit")), "only 'edm2' is known"),
