@@ -123,6 +123,35 @@ def test_efficiency(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert any(item["pareto"] for item in results["efficiency"])
 
 
+def test_mixing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mixing"
+    assert main(short("mixing", data, out, "--measurements", "1", "--repeats", "1")) == 0, capsys.readouterr().err
+    results = read_json(out / "results.json")
+    rows = {row["method"]: row for row in results["rows"]}
+    cells = {record["method"]: (record["weight"], record["alpha"]) for record in results["mixing"]}
+    assert set(rows) == {"unguided", "mixed", *cells}
+    assert len(cells) == 25
+    # One choice of networks for the whole grid; at its ends one guide is neither named nor called.
+    names = {(rows[m]["main"], rows[m]["guide"], rows[m]["unconditional"]) for m, (_, a) in cells.items() if 0 < a < 1}
+    assert names == {(rows["mixed"]["main"], rows["mixed"]["guide"], rows["mixed"]["unconditional"])}
+    for name, (weight, alpha) in cells.items():
+        row = rows[name]
+        assert row["main"] == rows["mixed"]["main"]
+        assert row["guide"] == rows["mixed"]["unconditional" if alpha == 0 else "guide"]
+        assert row["weight"] == pytest.approx(weight if alpha in (0, 1) else 1 + alpha * (weight - 1))
+        assert row.get("cfg_weight", 0) == (pytest.approx(1 + (1 - alpha) * (weight - 1)) if 0 < alpha < 1 else 0)
+        assert row["evaluations_guide"] == row["evaluations_main"] * (1 if alpha in (0, 1) else 2)
+    page = (out / "report.html").read_text()
+    assert "How much of which guidance?" in page
+    assert page.count("w = 2.5, alpha = 0.25, seeds 0, 1, 2, 3") == 1
+
+    plain = tmp_path / "plain.npz"
+    with np.load(data) as arrays:
+        np.savez(plain, images=arrays["images"])
+    assert main(short("mixing", plain, tmp_path / "no")) == 2
+    assert "no classes, so there is no CFG to mix" in capsys.readouterr().err
+
+
 def test_pareto() -> None:
     points = {"a": (1.0, 5.0), "b": (2.0, 5.0), "c": (2.0, 3.0), "d": (3.0, 4.0), "e": (9.0, 1.0)}
     assert list(pareto(points)) == ["a", "c", "e"]

@@ -7,9 +7,6 @@ Every guide has a size and a share of the main model's training, and was compare
                 guide's other choices at their best (`sensitivity`); without that, the best measured at each w
     table       what `diagnose` said before any image was sampled, beside what came out
 
-The heat map's colour is one of the page's, more opaque the lower the distance (on a logarithmic scale), so that it
-follows light and dark mode and never is the only sign: the figure stands in the cell.
-
 Reference: Karras et al. 2024, arXiv 2406.02507, Figure 3.
 """
 
@@ -21,13 +18,12 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from autoguidance.errors import UserError
+from autoguidance.report.heat import Cell, draw_cells
 from autoguidance.report.markup import escape, figure_block, table
 from autoguidance.report.plots import (
     INK,
-    MUTED,
     OTHER_COLOURS,
     STYLE,
     inline,
@@ -40,7 +36,6 @@ from autoguidance.report.plots import (
 from autoguidance.report.records import Row, RunRecords, number
 from autoguidance.report.verdict import change, compare, figure, percent
 
-_FAINTEST, _STRONGEST = 0.04, 0.5  # opacity; ink on the strongest still has a contrast of 4.5 to 1 in both modes
 _LINES = (
     (method_colour("cfg"), "s"),
     (method_colour("cfg+interval"), "^"),
@@ -174,34 +169,16 @@ def heat_map(records: RunRecords, guides: Sequence[Guide], name: str) -> tuple[s
     if best is None:
         return None
     sizes, trainings = _sizes(guides), _trainings(guides)
-    positive = [guide.fd for guide in guides if guide.fd is not None and guide.fd > 0]
-    low, high = (float(np.log(end)) for end in (min(positive, default=1.0), max(positive, default=1.0)))
-    with rc_context({**STYLE, "axes.grid": False}):
-        plot = Figure(figsize=(5.4, 1.1 + 0.68 * len(sizes)), layout="constrained")
-        axes = plot.add_subplot()
-        for guide in guides:
-            x, y = trainings.index(guide.training), sizes.index(guide.size)
-            if guide.fd is None or guide.row is None:
-                axes.text(x, y, "–", ha="center", va="center", color=MUTED)
-                continue
-            height = (float(np.log(guide.fd)) - low) / (high - low) if guide.fd > 0 and high > low else 0.0
-            opacity = _STRONGEST + (_FAINTEST - _STRONGEST) * height
-            cell = {"facecolor": method_colour("autoguidance"), "alpha": opacity, "linewidth": 0}
-            axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, **cell))
-            if guide is best:
-                frame = {"fill": False, "edgecolor": INK, "linewidth": 2}
-                axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, **frame))
-            axes.text(x, y - 0.14, figure(guide.fd), ha="center", va="center", fontsize=12)
-            if guide.row.weight is not None:
-                axes.text(x, y + 0.24, f"w = {guide.row.weight:g}", ha="center", va="center", fontsize=9)
-        axes.set_xticks(range(len(trainings)), trainings)
-        axes.set_yticks(range(len(sizes)), sizes)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_xlim(-0.5, len(trainings) - 0.5)
-        axes.set_ylim(len(sizes) - 0.5, -0.5)
-        axes.set_xlabel("the guide's training (T: the main model's)")
-        axes.set_ylabel("the guide's size")
+    cells = [
+        Cell(
+            column=trainings.index(guide.training),
+            row=sizes.index(guide.size),
+            fd=guide.fd,
+            note="" if guide.row is None or guide.row.weight is None else f"w = {guide.row.weight:g}",
+        )
+        for guide in guides
+    ]
+    plot = draw_cells(cells, trainings, sizes, "the guide's training (T: the main model's)", "the guide's size")
     spoken = "; ".join(f"{guide.name} {figure(guide.fd)}" for guide in guides)
     caption = (
         "Fréchet distance of every guide at its own best weight and EMA widths. The stronger the colour, the lower; "

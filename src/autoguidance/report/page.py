@@ -13,6 +13,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from autoguidance.report.efficiency import efficiency_section, price_in_words, r
 from autoguidance.report.gap import gap_section
 from autoguidance.report.grids import make_grid, matched, png_data_uri, shrink
 from autoguidance.report.markup import escape, figure_block, table, whole_number
+from autoguidance.report.mixing import mixing_section
 from autoguidance.report.plots import distance_over_weight, method_variable, repeats_per_method, training_loss
 from autoguidance.report.records import (
     METHOD_TITLES,
@@ -127,7 +129,10 @@ def _key_figures(records: RunRecords) -> str:
 
 
 def _grids(records: RunRecords) -> str:
-    sets = dict(sorted(records.images.items(), key=lambda item: item[0] == "real"))
+    # The cells of `mixing` have a table of their own.
+    cells = {record["method"] for record in records.mixing}
+    kept = [item for item in records.images.items() if item[0] not in cells]
+    sets = dict(sorted(kept, key=lambda item: item[0] == "real"))
     if not sets:
         return ""
     largest = max(max(images.images.shape[2:]) for images in sets.values())
@@ -277,14 +282,18 @@ def _data_line(records: RunRecords) -> str:
 
 
 def _section(records: RunRecords, name: str) -> str:
-    # The gap's section has curves of its own, by guide: as methods on one plot they would not be told apart.
-    over_weight = [] if records.guides else distance_over_weight(records, name)
+    # These sections have plots of their own: as methods on one plot so many rows would not be told apart.
+    over_weight = [] if records.guides or records.mixing else distance_over_weight(records, name)
     plots = [figure_block(panel) for panel in over_weight]
-    plots.insert(1, figure_block(repeats_per_method(records, name)))
-    plots += [figure_block(panel) for panel in sensitivity_figures(records.sensitivity, name)]
+    cells = {record["method"] for record in records.mixing}  # the heat map has them
+    rows = tuple(row for row in records.rows if row.method not in cells)
+    plots.insert(1, figure_block(repeats_per_method(replace(records, rows=rows), name)))
+    # Around single settings nothing was searched.
+    searched = {method: found for method, found in records.sensitivity.items() if method not in cells}
+    plots += [figure_block(panel) for panel in sensitivity_figures(searched, name)]
     shown = "".join(plots)
     parts = [_key_figures(records), "<h3>Methods compared</h3>", _methods_table(records)]
-    parts += [gap_section(records, name), efficiency_section(records, name)]
+    parts += [gap_section(records, name), efficiency_section(records, name), mixing_section(records, name)]
     if shown:
         parts.append(f'<h3>How distance depends on the setting</h3><div class="plots">{shown}</div>')
     parts += [_grids(records), _training(records, name), _usage(records)]

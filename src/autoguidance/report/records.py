@@ -95,6 +95,7 @@ class RunRecords:
         sensitivity: per method how the distance changes around its best setting, as recorded; {} where absent.
         guides: of the study `gap`, as recorded: a guide's size, training and diagnosis each; () where absent.
         efficiency: of the study of that name, as recorded: a row's operations per image each; () where absent.
+        mixing: of the study of that name, as recorded: a row's total weight and alpha each; () where absent.
     """
 
     folder: Path
@@ -110,6 +111,7 @@ class RunRecords:
     sensitivity: Mapping[str, Any] = field(default_factory=dict)
     guides: Sequence[Mapping[str, Any]] = ()
     efficiency: Sequence[Mapping[str, Any]] = ()
+    mixing: Sequence[Mapping[str, Any]] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -331,4 +333,5 @@ def read_run(folder: Path | str) -> RunRecords:
         sensitivity=_mapping(content, "sensitivity", path),
         guides=record_list(content, "guides", path, named="guide"),
         efficiency=record_list(content, "efficiency", path),
+        mixing=record_list(content, "mixing", path),
     )

@@ -12,6 +12,7 @@ from autoguidance.study.efficiency import efficiency
 from autoguidance.study.experiment import Experiment, StudyConfig
 from autoguidance.study.gap import gap
 from autoguidance.study.methods import domain, methods
+from autoguidance.study.mixing import mixing
 from autoguidance.study.stages import Stage, Stages, silent
 
 
@@ -37,6 +38,7 @@ STUDIES = {
     "unconditional": Study(title="the same without labels", conduct=methods, unconditional=True),
     "gap": Study(title="how bad should the bad version be? guide size times guide training (Figure 3)", conduct=gap),
     "efficiency": Study(title="quality against cost: steps, methods, sizes of the guide", conduct=efficiency),
+    "mixing": Study(title="CFG and autoguidance together: total strength and share (Eq. 6)", conduct=mixing),
     "domains": Study(title="unguided, CFG and autoguidance on each data set given", conduct=domain, several=True),
 }
 

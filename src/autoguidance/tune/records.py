@@ -20,15 +20,19 @@ NEAR = 1.05
 
 
 def describe_pair(pair: Pair, out: Path) -> dict[str, Any]:
-    """A pair as results.json names it: models relative to the result's folder, one guide, one weight."""
+    """A pair as results.json names it: models relative to the result's folder, one guide and its weight; where both guide, CFG too."""
     prefix = f"{out}/"
     guide = pair.guide or pair.unconditional
+    both = {}
+    if pair.guide is not None and pair.unconditional is not None:
+        both = {"unconditional": pair.unconditional.removeprefix(prefix), "cfg_weight": pair.cfg_weight}
     return {
         "method": pair.method,
         "main": pair.main.removeprefix(prefix),
         "guide": None if guide is None else guide.removeprefix(prefix),
         "weight": pair.weight if pair.guide else pair.cfg_weight,
         "interval": None if pair.interval is None else list(pair.interval),
+        **both,
     }
 
 

@@ -129,6 +129,7 @@ class SearchSpace:
         guides: autoguidance and mixed only.
         unconditional: CFG and mixed only.
         weights: values of w.
+        alphas: values of alpha, from CFG (0) to autoguidance (1); mixed only.
         label: names it among others of the same method; None: the method.
         same_ema: the guide has the main model's EMA width (as near as it can be had), so there is no axis for it.
     """
@@ -139,6 +140,7 @@ class SearchSpace:
     guides: tuple[GuideSource, ...] = ()
     unconditional: GuideSource | None = None
     weights: tuple[float, ...] = WEIGHTS
+    alphas: tuple[float, ...] = ALPHAS
     label: str | None = None
     same_ema: bool = False
 
@@ -176,7 +178,7 @@ class SearchSpace:
             return Grid((truncation, _widths("ema_main", self.main.stds)), frozenset())
         axes: list[Axis] = [] if self.method == "unguided" else [_weights(self.weights)]
         if self.method == "mixed":
-            axes.append(Axis(name="alpha", values=ALPHAS, coordinates=ALPHAS))
+            axes.append(Axis(name="alpha", values=self.alphas, coordinates=self.alphas))
         if self.method.endswith("+interval"):
             axes += [_sigmas("sigma_hi", SIGMA_HIGH), _sigmas("sigma_lo", SIGMA_LOW)]
         excluded = set()
@@ -227,9 +229,9 @@ class SearchSpace:
             )
         return Pair(
             main=main,
-            guide=guide,
+            guide=guide if self.method != "mixed" or weight != 1 else None,  # alpha 0: CFG alone
             weight=weight,
-            unconditional=unconditional,
+            unconditional=unconditional if self.method != "mixed" or cfg_weight != 1 else None,
             cfg_weight=cfg_weight,
             interval=interval,
             solver=self.solver,
