@@ -9,7 +9,14 @@ from torch import Tensor
 
 from autoguidance.diffusion.denoiser import Denoiser, device_of
 from autoguidance.errors import UserError
-from autoguidance.guidance import Autoguidance, ClassifierFree, MultiGuidance, NaiveTruncation
+from autoguidance.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    Degradation,
+    Degraded,
+    MultiGuidance,
+    NaiveTruncation,
+)
 from autoguidance.sample import Counted, Heun, sample
 
 Make = Callable[..., Any]
@@ -27,6 +34,7 @@ DENOISERS: dict[str, Callable[[Make, Make], Denoiser]] = {
     "callable": lambda net, linear: linear(0.7),
     "guided callables": lambda net, linear: Autoguidance(linear(0.7), linear(0.3), 1.5),
     "nested": lambda net, linear: Autoguidance(ClassifierFree(net(0), None, 1.5), net(1), 1.5),
+    "input noise": lambda net, linear: Degraded(net(0), Degradation("noise", 0.2)),
     "counted": lambda net, linear: Counted(net(0)),
 }
 

@@ -152,6 +152,39 @@ def test_mixing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no classes, so there is no CFG to mix" in capsys.readouterr().err
 
 
+def test_degradations(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "degradations"
+    assert main(short("degradations", data, out, "--measurements", "1", "--repeats", "1")) == 0, capsys.readouterr().err
+    results = read_json(out / "results.json")
+    rows = {row["method"]: row for row in results["rows"]}
+    kinds = {record["method"]: record["kind"] for record in results["degradations"]}
+    assert set(rows) == set(kinds)
+    assert [list(kinds.values()).count(k) for k in ("intact", "damaged", "matched", "mismatched", "intact main")] == [
+        1,
+        4,
+        2,
+        2,
+        2,
+    ]
+    assert {
+        (row.get("main_degraded"), row.get("guide_degraded")) for m, row in rows.items() if kinds[m] == "matched"
+    } == {
+        ("dropout 5%", "dropout 10%"),
+        ("noise 10%", "noise 20%"),
+    }
+    assert len({row["main"] for row in rows.values()}) == 1  # one width for all
+    assert len({row["fd"] for row in rows.values()}) == len(rows)  # every damage changes the images
+    for record in results["degradations"]:
+        lost = rows[record["without_guidance"]]["fd"] - rows["unguided"]["fd"]
+        won = rows[record["without_guidance"]]["fd"] - rows[record["method"]]["fd"]
+        assert record["recovered"] == (pytest.approx(won / lost) if lost > 0 else None)
+    assert not (out / "pair.json").exists()
+    page = (out / "report.html").read_text()
+    part = page[page.index("Does damage of the same kind cancel?") :].partition("<h3>")[0]
+    assert "main with noise 10%, guide with noise 20%" in part
+    assert part.count("guide damaged in the other way") == 2
+
+
 def test_pareto() -> None:
     points = {"a": (1.0, 5.0), "b": (2.0, 5.0), "c": (2.0, 3.0), "d": (3.0, 4.0), "e": (9.0, 1.0)}
     assert list(pareto(points)) == ["a", "c", "e"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autoguidance.errors import UserError
+from autoguidance.report.degradations import degradations_section
 from autoguidance.report.domains import DOMAINS_FILE, Domains, domains_section, read_domains
 from autoguidance.report.efficiency import efficiency_section, price_in_words, read_costs
 from autoguidance.report.gap import gap_section
@@ -294,6 +295,7 @@ def _section(records: RunRecords, name: str) -> str:
     shown = "".join(plots)
     parts = [_key_figures(records), "<h3>Methods compared</h3>", _methods_table(records)]
     parts += [gap_section(records, name), efficiency_section(records, name), mixing_section(records, name)]
+    parts.append(degradations_section(records))
     if shown:
         parts.append(f'<h3>How distance depends on the setting</h3><div class="plots">{shown}</div>')
     parts += [_grids(records), _training(records, name), _usage(records)]

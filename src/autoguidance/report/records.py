@@ -96,6 +96,7 @@ class RunRecords:
         guides: of the study `gap`, as recorded: a guide's size, training and diagnosis each; () where absent.
         efficiency: of the study of that name, as recorded: a row's operations per image each; () where absent.
         mixing: of the study of that name, as recorded: a row's total weight and alpha each; () where absent.
+        degradations: of the study of that name, as recorded: what a row is and what it recovers; () where absent.
     """
 
     folder: Path
@@ -112,6 +113,7 @@ class RunRecords:
     guides: Sequence[Mapping[str, Any]] = ()
     efficiency: Sequence[Mapping[str, Any]] = ()
     mixing: Sequence[Mapping[str, Any]] = ()
+    degradations: Sequence[Mapping[str, Any]] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -334,4 +336,5 @@ def read_run(folder: Path | str) -> RunRecords:
         guides=record_list(content, "guides", path, named="guide"),
         efficiency=record_list(content, "efficiency", path),
         mixing=record_list(content, "mixing", path),
+        degradations=record_list(content, "degradations", path),
     )

@@ -8,6 +8,7 @@ from autoguidance.data.open import open_data
 from autoguidance.errors import UserError
 from autoguidance.report.page import write_report
 from autoguidance.storage import alone, make_folder, read_json, write_json
+from autoguidance.study.degradations import degradations
 from autoguidance.study.efficiency import efficiency
 from autoguidance.study.experiment import Experiment, StudyConfig
 from autoguidance.study.gap import gap
@@ -38,6 +39,9 @@ STUDIES = {
     "unconditional": Study(title="the same without labels", conduct=methods, unconditional=True),
     "gap": Study(title="how bad should the bad version be? guide size times guide training (Figure 3)", conduct=gap),
     "efficiency": Study(title="quality against cost: steps, methods, sizes of the guide", conduct=efficiency),
+    "degradations": Study(
+        title="must the guide's errors match? dropout and input noise on one model", conduct=degradations
+    ),
     "mixing": Study(title="CFG and autoguidance together: total strength and share (Eq. 6)", conduct=mixing),
     "domains": Study(title="unguided, CFG and autoguidance on each data set given", conduct=domain, several=True),
 }

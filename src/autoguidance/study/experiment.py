@@ -290,7 +290,7 @@ class Experiment:
         )
 
     def finish(self, found: Comparison, **more: Any) -> dict[str, Any]:
-        """Write results.json, pair.json (the best autoguidance row) and the report; returns the results."""
+        """Write results.json, pair.json (the best autoguidance row of intact models) and the report; returns the results."""
         reference, half = self.reference()
         images, first = self.out / "images", next(iter(found.measured))
         keep_real(self.source, images / f"{file_name(first)}.npz", images / "real.npz", self.config.seed)
@@ -318,11 +318,14 @@ class Experiment:
             **more,
         }
         write_json(self.out / "results.json", results)
-        guided = [row for row in rows if found.best[row["method"]].method.startswith("autoguidance")]
+        pairs = {name: pair for name, pair in found.best.items() if not (pair.main_degraded or pair.guide_degraded)}
+        guided = [
+            row for row in rows if row["method"] in pairs and pairs[row["method"]].method.startswith("autoguidance")
+        ]
         if guided:
             best = min(guided, key=lambda row: row["fd"])
             measurement = {"row": best, "protocol": results["protocol"]}
-            replace(found.best[best["method"]], measurement=measurement).save(self.out / "pair.json")
+            replace(pairs[best["method"]], measurement=measurement).save(self.out / "pair.json")
         for scratch in ("partial", "models"):
             shutil.rmtree(self.out / scratch, ignore_errors=True)  # nothing goes on from there any more
         with self.stages("report"):

@@ -238,6 +238,8 @@ class _Worker:
         solver = pair.solver.describe() if pair.solver is not None else None
         content = [pair.main, pair.guide, pair.weight, pair.unconditional, pair.cfg_weight, pair.interval, solver]
         content += [pair.truncation] if pair.truncation != 1 else []
+        if pair.main_degraded or pair.guide_degraded:
+            content += [str(pair.main_degraded), str(pair.guide_degraded)]
         content += [task.first_seed, self.settings.classes, self.reference.network.sha256, str(self.settings.dtype)]
         return self.settings.partial / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 

@@ -33,6 +33,7 @@ def describe_pair(pair: Pair, out: Path) -> dict[str, Any]:
         "weight": pair.weight if pair.guide else pair.cfg_weight,
         "interval": None if pair.interval is None else list(pair.interval),
         **both,
+        **{name: str(value) for name in ("main_degraded", "guide_degraded") if (value := getattr(pair, name))},
     }
 
 

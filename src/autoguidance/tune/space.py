@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autoguidance.ema import MAX_PROFILE_ERROR, reconstruction_errors
 from autoguidance.errors import UserError
-from autoguidance.guidance.multi import mixing_weights
+from autoguidance.guidance import Degradation, mixing_weights
 from autoguidance.models import read_model_info
 from autoguidance.sample import Solver
 from autoguidance.tune.grid import Axis, Grid, Point, Value
@@ -131,6 +131,7 @@ class SearchSpace:
         weights: values of w.
         alphas: values of alpha, from CFG (0) to autoguidance (1); mixed only.
         label: names it among others of the same method; None: the method.
+        main_degraded, guide_degraded: what is done to the models, for experiments.
         same_ema: the guide has the main model's EMA width (as near as it can be had), so there is no axis for it.
     """
 
@@ -143,6 +144,8 @@ class SearchSpace:
     alphas: tuple[float, ...] = ALPHAS
     label: str | None = None
     same_ema: bool = False
+    main_degraded: Degradation | None = None
+    guide_degraded: Degradation | None = None
 
     @property
     def name(self) -> str:
@@ -207,7 +210,7 @@ class SearchSpace:
         """The pair that a setting stands for."""
         main = self.main.name(float(setting["ema_main"]))
         if self.method == "unguided":
-            return Pair(main=main, solver=self.solver)
+            return Pair(main=main, main_degraded=self.main_degraded, solver=self.solver)
         if self.method == "truncation":
             return Pair(main=main, truncation=float(setting["truncation"]), solver=self.solver)
         interval = (
@@ -234,6 +237,8 @@ class SearchSpace:
             unconditional=unconditional if self.method != "mixed" or cfg_weight != 1 else None,
             cfg_weight=cfg_weight,
             interval=interval,
+            main_degraded=self.main_degraded,
+            guide_degraded=self.guide_degraded,
             solver=self.solver,
         )
 

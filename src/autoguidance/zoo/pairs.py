@@ -11,7 +11,15 @@ import torch
 
 from autoguidance.diffusion.denoiser import Denoiser
 from autoguidance.errors import UserError
-from autoguidance.guidance import Autoguidance, ClassifierFree, Interval, MultiGuidance, NaiveTruncation
+from autoguidance.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    Degradation,
+    Interval,
+    MultiGuidance,
+    NaiveTruncation,
+    degrade,
+)
 from autoguidance.guidance.guided import check_interval, check_weight
 from autoguidance.sample import Heun, Solver, solver_from_description
 from autoguidance.storage import read_json, write_json
@@ -35,6 +43,7 @@ class Pair:
             no name, the main model with the null label.
         interval: guidance acts while sigma_lo < sigma <= sigma_hi; None: always.
         truncation: factor on the main model's score (naive truncation, the negative control); 1: off. Not together with guidance.
+        main_degraded, guide_degraded: for experiments: what is done to the main model and to the guide. Such a pair is not saved.
         solver: solver with its settings.
         measurement: the result that chose this pair, with its protocol; {} if none.
     """
@@ -46,6 +55,8 @@ class Pair:
     cfg_weight: float = 1.0
     interval: Interval | None = None
     truncation: float = 1.0
+    main_degraded: Degradation | None = None
+    guide_degraded: Degradation | None = None
     solver: Solver | None = None
     measurement: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,26 +97,35 @@ class Pair:
             progress: of downloads, called with (bytes done, bytes in all, {}).
         """
         get = loader or (lambda name: load(name, device=device, dtype=dtype, progress=progress))
-        main = get(self.main)
+        main = degrade(get(self.main), self.main_degraded)
         guided, free = self.guide is not None and self.weight != 1, self.cfg_weight != 1
         if guided and free:
             if self.unconditional is None:
                 raise UserError("mixing both guides needs an unconditional model; name one")
             assert self.guide is not None
-            guides = [(get(self.guide), self.weight), (get(self.unconditional), self.cfg_weight)]
+            guides = [
+                (degrade(get(self.guide), self.guide_degraded), self.weight),
+                (get(self.unconditional), self.cfg_weight),
+            ]
             return MultiGuidance(main, guides, interval=self.interval)
         if free:
             unconditional = None if self.unconditional is None else get(self.unconditional)
             return ClassifierFree(main, unconditional, weight=self.cfg_weight, interval=self.interval)
         if guided:
             assert self.guide is not None
-            return Autoguidance(main, get(self.guide), weight=self.weight, interval=self.interval)
+            guide = degrade(get(self.guide), self.guide_degraded)
+            return Autoguidance(main, guide, weight=self.weight, interval=self.interval)
         if self.truncation != 1:
             return NaiveTruncation(main, self.truncation, interval=self.interval)
         return main
 
     def save(self, path: Path | str) -> None:
-        """Write pair.json atomically. Names of models below the file's folder are written relative to it, so the folder can move."""
+        """Write pair.json atomically. Names of models below the file's folder are written relative to it, so the folder can move.
+
+        Raises: UserError for a pair that is degraded on purpose, or where the file cannot be written.
+        """
+        if self.main_degraded or self.guide_degraded:
+            raise UserError("a pair whose models are degraded on purpose is an experiment; it is not saved")
         path = Path(path)
         solver = self.solver.describe() if self.solver is not None else None
         content = {
