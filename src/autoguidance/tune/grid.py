@@ -5,8 +5,8 @@ varies evenly: the logarithm of an EMA width, of w - 0.75, of a guide's age) and
 from).
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -63,32 +63,36 @@ class Grid:
         return tuple(len(axis.values) for axis in self.axes)
 
     @cached_property
+    def _indices(self) -> Int64[np.ndarray, "n axes"]:
+        """The points as one array: grids reach hundreds of thousands of them."""
+        indices = np.indices(self.sizes).reshape(len(self.axes), math.prod(self.sizes))
+        kept = np.ones(indices.shape[1], dtype=bool)
+        for (a, i), (b, j) in self.excluded:
+            kept &= (indices[a] != i) | (indices[b] != j)
+        return indices[:, kept].T
+
+    @cached_property
     def points(self) -> tuple[Point, ...]:
         """Every setting there is."""
-        return tuple(self._points())
-
-    def _points(self) -> Iterator[Point]:
-        for point in itertools.product(*(range(size) for size in self.sizes)):
-            if not any(point[a] == i and point[b] == j for (a, i), (b, j) in self.excluded):
-                yield point
+        return tuple(map(tuple, self._indices.tolist()))
 
     @cached_property
     def coordinates(self) -> Float64[np.ndarray, "n p"]:
         """Coordinates of `points`; axes with a single value are left out."""
-        chosen = np.array(self.points, dtype=np.int64).reshape(len(self.points), len(self.axes))
         columns = [
-            np.asarray(axis.coordinates)[chosen[:, i]] for i, axis in enumerate(self.axes) if len(axis.values) > 1
+            np.asarray(axis.coordinates)[self._indices[:, i]]
+            for i, axis in enumerate(self.axes)
+            if len(axis.values) > 1
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((len(self.points), 1))
 
     @cached_property
     def categories(self) -> Int64[np.ndarray, "n"]:
         """Category of `points`: those of all axes as one number."""
-        chosen = np.array(self.points, dtype=np.int64).reshape(len(self.points), len(self.axes))
         combined = np.zeros(len(self.points), dtype=np.int64)
         for i, axis in enumerate(self.axes):
             if axis.categories:
-                combined = combined * (max(axis.categories) + 1) + np.asarray(axis.categories)[chosen[:, i]]
+                combined = combined * (max(axis.categories) + 1) + np.asarray(axis.categories)[self._indices[:, i]]
         return combined
 
     @cached_property
@@ -112,25 +116,19 @@ class Grid:
 
     def nearest(self, wanted: Mapping[str, Value]) -> Point:
         """The existing point nearest to wanted values; axes that are not named take the middle of their range."""
-        target = []
-        for axis in self.axes:
+        gaps = np.zeros(len(self.points))
+        for axis, chosen in zip(self.axes, self._indices.T, strict=True):
             value = wanted.get(axis.name)
             if value is None:
-                target.append(axis.coordinates[len(axis.values) // 2])
+                place = len(axis.values) // 2
             elif value in axis.values:
-                target.append(axis.coordinates[axis.values.index(value)])
+                place = axis.values.index(value)
             else:
-                nearest = min(
-                    range(len(axis.values)), key=lambda i, a=axis, v=value: abs(float(a.values[i]) - float(v))
-                )
-                target.append(axis.coordinates[nearest])
-        fixed = [i for i, axis in enumerate(self.axes) if isinstance(wanted.get(axis.name), str)]
-
-        def distance(point: Point) -> float:
-            gap = sum((axis.coordinates[i] - t) ** 2 for axis, i, t in zip(self.axes, point, target, strict=True))
-            return gap + 1e6 * sum(self.axes[i].values[point[i]] != wanted[self.axes[i].name] for i in fixed)
-
-        return min(self.points, key=distance)
+                place = min(range(len(axis.values)), key=lambda i: abs(float(axis.values[i]) - float(value)))
+            gaps += ((np.asarray(axis.coordinates) - axis.coordinates[place]) ** 2)[chosen]
+            if isinstance(value, str):  # a name has no neighbours
+                gaps += 1e6 * (chosen != place)
+        return self.points[int(gaps.argmin())]
 
     def at_edge(self, point: Point) -> tuple[str, ...]:
         """Axes on which a point lies at an end of a range of more than two values, so that a better one may lie beyond."""
