@@ -6,7 +6,9 @@
 # DATA    holds cifar10-train (or cifar10-train.npz: opened by many processes, one file beats 50,000), fashion-mnist-20k.npz, ...
 # WORK    the studies' folders; the same command goes on with what is left
 # OUT     gets NAME.tar.xz of each study as soon as it is finished (benchmarks/collect_study.py), at most 16 MB each
-# LANE    cifar, cifar-unconditional, fashion, tiles, brain, satellite (none: these six); gap, efficiency
+# LANE    cifar, cifar-unconditional, fashion, tiles, brain, satellite (none: these six); gap, efficiency, mixing, degradations
+#
+# First of all, before the lanes share the machine, the Fréchet distance is timed there (benchmarks/frechet.py, to OUT/frechet.json).
 #
 # Lanes run at the same time and share the GPU through NVIDIA's multi-process service where that is installed: without it small networks
 # leave most of the chip idle. AUTOGUIDANCE_NETWORKS as for third_party_features.py. The exit status is the number of lanes that failed.
@@ -29,6 +31,9 @@ if [ "$device" = cuda ] && command -v nvidia-cuda-mps-control > /dev/null; then
   timeout 60 "$python" -c "import torch; torch.ones(8, device='cuda').sum().item()" || { echo quit | nvidia-cuda-mps-control; trap - EXIT; unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY; }
 fi
 
+# Most of this is the textbook's way on the CPU, with all cores.
+OMP_NUM_THREADS=$(nproc) timeout 90 "$python" "$here/benchmarks/frechet.py" --device "$device" > "$out/frechet.json" && cut -c 1-2000 "$out/frechet.json"
+
 cifar=$data/cifar10-train.npz
 [ -e "$cifar" ] || cifar=$data/cifar10-train
 resnet=callable:third_party_features:resnet56 mobilenet=callable:third_party_features:mobilenet_v2
@@ -47,6 +52,7 @@ lane() {
     satellite) set -- domains "$data/rsscn7-64" "${little[@]}" ;;
     gap) set -- gap "$data/fashion-mnist-20k.npz" "${grey[@]}" --num 5000 --processes 2 --jobs 4 ;;
     efficiency) set -- efficiency "$data/fashion-mnist-20k.npz" "${grey[@]}" --num 5000 --steps 8 --processes 2 --jobs 4 ;;
+    mixing | degradations) set -- "$name" "$data/fashion-mnist-20k.npz" "${grey[@]}" --num 3000 --processes 2 --jobs 3 ;;
     *) echo "there is no lane $name"; return 1 ;;
   esac
   # EXTRA: more options, the last of an option counts (a trial: EXTRA="--images 1Ki --batch 32 --num 256 ...").
