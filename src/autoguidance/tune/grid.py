@@ -124,7 +124,8 @@ class Grid:
             elif value in axis.values:
                 place = axis.values.index(value)
             else:
-                place = min(range(len(axis.values)), key=lambda i: abs(float(axis.values[i]) - float(value)))
+                numbers = np.asarray([float(v) for v in axis.values])
+                place = int(np.abs(numbers - float(value)).argmin())
             gaps += ((np.asarray(axis.coordinates) - axis.coordinates[place]) ** 2)[chosen]
             if isinstance(value, str):  # a name has no neighbours
                 gaps += 1e6 * (chosen != place)
