@@ -28,7 +28,7 @@ from autoguidance.sample import ClassSelection, Heun, image_encoder, proportiona
 from autoguidance.storage import append_json_line, make_folder, read_json_lines, write_json
 from autoguidance.train.loop import train
 from autoguidance.train.presets import resolve
-from autoguidance.tune.measuring import end_with_parent
+from autoguidance.tune import end_with_parent
 from autoguidance.zoo import list_snapshots, load
 
 WEIGHTS = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 2.0, 2.5, 3.0)

@@ -1,5 +1,7 @@
 """Where the golden values and the shared data lie, and how much of the machine a test may take."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,3 +38,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOGUIDANCE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come last, so that a lack of time costs those and no other."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """TESTS_SLOW_UNTIL (seconds since 1970) is set where there is a limit (.ci/run): no slow test begins after it."""
+    until = os.environ.get("TESTS_SLOW_UNTIL")
+    if until and item.get_closest_marker("slow") is not None and time.time() > float(until):
+        pytest.skip("no time is left for slow tests on this machine (TESTS_SLOW_UNTIL)")

@@ -18,9 +18,10 @@ import pytest
 
 from autoguidance.cli import main
 from autoguidance.data import open_data
+from autoguidance.sample import Heun
 from autoguidance.storage import read_json, read_json_lines
 from autoguidance.study.comparison import IMAGES_KEPT
-from autoguidance.study.run import SEARCH_SEEDS, SOLVER
+from autoguidance.study.run import SEARCH_SEEDS
 from autoguidance.zoo import Pair
 
 METHODS = ["unguided", "cfg", "cfg+interval", "autoguidance"]
@@ -40,6 +41,19 @@ ROW = {
 }
 
 
+STEPS = 4
+# The short runs of the tests: a few steps of the sampler and the fewest images that a search may have.
+SHORT = f"""
+import sys
+from autoguidance.cli import main
+from autoguidance.sample import Heun
+from autoguidance.study import plan, run
+if __name__ == "__main__":
+    run.SOLVER, plan._LEAST_IMAGES = Heun(num_steps={STEPS}), 128
+    sys.exit(main())
+"""
+
+
 def options(data: str, out: Path, minutes: float = 0.2) -> list[str]:
     """A short run on two CPU processes."""
     given = f"--minutes {minutes} --preset tiny --device cpu --processes 2"
@@ -55,7 +69,7 @@ def start() -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
     def begin(data: str, out: Path) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "autoguidance", *options(data, out)]
+        command = [sys.executable, "-c", SHORT, *options(data, out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
@@ -106,7 +120,7 @@ def check_results(out: Path, methods: list[str]) -> dict[str, Any]:
     assert [row["method"] for row in rows] == methods
     repeats, count = protocol["repeats"], protocol["num_images"]
     assert repeats >= 3
-    assert protocol["solver"] == SOLVER.describe()
+    assert protocol["solver"] == Heun(num_steps=STEPS).describe()
     assert protocol["seeds"] == [f"{r * count}-{(r + 1) * count - 1}" for r in range(repeats)]
     assert len(protocol["features_sha256"]) == len(protocol["reference_sha256"]) == 64
 
@@ -118,7 +132,7 @@ def check_results(out: Path, methods: list[str]) -> dict[str, Any]:
     assert all(record["first_seed"] >= SEARCH_SEEDS for record in search)  # never the seeds that are reported
     assert {record["first_seed"] for record in compared} == {r * count for r in range(repeats)}
 
-    steps = 2 * SOLVER.num_steps - 1
+    steps = 2 * STEPS - 1
     for row in rows:
         assert row.keys() >= ROW
         mine = [r["fd"] for r in compared if r["method"] == row["method"]]

@@ -14,7 +14,7 @@ from autoguidance.study.cost import evaluation_flops
 from autoguidance.study.efficiency import pareto
 from autoguidance.zoo import Pair
 
-SHORT = "--preset tiny --images 512 --batch 32 --num 128 --search-num 128 --repeats 2 --measurements 2 --steps 2 --device cpu --processes 2"
+SHORT = "--preset tiny --images 512 --batch 32 --num 128 --search-num 128 --repeats 2 --measurements 2 --steps 2 --device cpu --processes 1"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def short(study: str, data: Path, out: Path, *more: str) -> list[str]:
     return ["study", study, str(data), "--out", str(out), *SHORT.split(), "--features", "pixels", *more]
 
 
+@pytest.mark.slow
 def test_methods(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "methods"
     assert main(short("methods", data, out)) == 0, capsys.readouterr().err
@@ -78,6 +79,7 @@ def test_methods(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "holds a study with other settings (seed)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_domains_and_no_labels(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = tmp_path / "plain.npz"
     with np.load(data) as arrays:
@@ -95,6 +97,7 @@ def test_domains_and_no_labels(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert (out / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_gap(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gap"
     assert main(short("gap", data, out, "--measurements", "1", "--repeats", "1")) == 0, capsys.readouterr().err
@@ -108,6 +111,7 @@ def test_gap(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert all(g["difference"] > 0 for g in results["guides"])
 
 
+@pytest.mark.slow
 def test_efficiency(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "efficiency"
     assert main(short("efficiency", data, out, "--measurements", "1", "--repeats", "1", "--json")) == 0, (
@@ -123,6 +127,7 @@ def test_efficiency(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert any(item["pareto"] for item in results["efficiency"])
 
 
+@pytest.mark.slow
 def test_mixing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "mixing"
     assert main(short("mixing", data, out, "--measurements", "1", "--repeats", "1")) == 0, capsys.readouterr().err
@@ -152,6 +157,7 @@ def test_mixing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no classes, so there is no CFG to mix" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_degradations(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "degradations"
     assert main(short("degradations", data, out, "--measurements", "1", "--repeats", "1")) == 0, capsys.readouterr().err

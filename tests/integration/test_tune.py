@@ -67,6 +67,7 @@ def tuned(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, finish(start(command(models, out, "--processes", "1")))
 
 
+@pytest.mark.slow
 def test_results(tuned: tuple[Path, str], models: Path) -> None:
     out, printed = tuned
     results = read_json(out.with_suffix(".tune") / "results.json")
@@ -101,12 +102,14 @@ def test_results(tuned: tuple[Path, str], models: Path) -> None:
     assert "each choice alone" in page
 
 
+@pytest.mark.slow
 def test_the_pair_generates(tuned: tuple[Path, str], tmp_path: Path) -> None:
     line = ["generate", "--pair", str(tuned[0]), "--seeds", "0-3", "--out", str(tmp_path), "--device", "cpu"]
     assert main(line) == 0
     assert len(list(tmp_path.glob("*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_the_same_command_has_nothing_left_to_do(tuned: tuple[Path, str], models: Path) -> None:
     out, _ = tuned
     before, trials = out.read_bytes(), read_json_lines(out.with_suffix(".tune") / "trials.jsonl")
@@ -150,6 +153,7 @@ def test_two_commands_share_one_search(models: Path, tmp_path: Path, suffix: str
     assert max(units.values()) == 1
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_storage_is_refused(
     tuned: tuple[Path, str], models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

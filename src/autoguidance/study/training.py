@@ -5,7 +5,7 @@ trains into its run folder (which resumes by itself), and is watched through the
 processes end themselves.
 """
 
-import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from autoguidance.evaluate import train_classifier
 from autoguidance.storage import read_json_lines
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.loop import train
-from autoguidance.tune import end_with_parent
+from autoguidance.tune import begin_worker, worker_context
 
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
 
@@ -55,7 +55,7 @@ def run_jobs(
 
     Raises: UserError with a job's own message where it failed; the others are stopped (they resume when called again).
     """
-    context = multiprocessing.get_context("spawn")
+    context = worker_context(device)
     threads = max(1, torch.get_num_threads() // num_processes) if device.type == "cpu" else torch.get_num_threads()
     waiting = list(jobs)
     running: dict[str, tuple[Any, Any, float]] = {}
@@ -67,7 +67,8 @@ def run_jobs(
                 job = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_run_job, args=(job, data, resolution, str(device), threads, seed, sender)
+                    target=_run_job,
+                    args=(job, data, resolution, str(device), threads, seed, sender, dict(os.environ)),
                 )
                 process.start()
                 sender.close()
@@ -119,8 +120,17 @@ def _figures(run: Path) -> dict[str, Any]:
     return {name: float(value) for name, value in shown.items() if isinstance(value, int | float)}
 
 
-def _run_job(job: Job, data: str, resolution: int | None, device: str, threads: int, seed: int, sender: Any) -> None:
-    end_with_parent()
+def _run_job(
+    job: Job,
+    data: str,
+    resolution: int | None,
+    device: str,
+    threads: int,
+    seed: int,
+    sender: Any,
+    environment: dict[str, str],
+) -> None:
+    begin_worker(environment)
     torch.set_num_threads(threads)
     try:
         source = open_data(data, resolution=resolution)

@@ -8,9 +8,10 @@ from autoguidance.tune.board import Board, Claim, Finished, MemoryBoard, State, 
 from autoguidance.tune.contest import Contest, Entry
 from autoguidance.tune.drive import drive
 from autoguidance.tune.grid import Axis, Grid, Point
-from autoguidance.tune.measuring import Measured, Measurer, MeasureSettings, Task, end_with_parent, measurer
+from autoguidance.tune.measuring import Measured, Measurer, MeasureSettings, Task, measurer
 from autoguidance.tune.policy import Policy, Ranked, SearchPlan
 from autoguidance.tune.space import EMA_STDS, WEIGHTS, GuideSource, SearchSpace, early_snapshots, guide_source
+from autoguidance.tune.workers import begin_worker, end_with_parent, worker_context
 
 __all__ = [
     "EMA_STDS",
@@ -35,10 +36,12 @@ __all__ = [
     "State",
     "Task",
     "Unit",
+    "begin_worker",
     "drive",
     "early_snapshots",
     "end_with_parent",
     "guide_source",
     "measurer",
     "open_board",
+    "worker_context",
 ]

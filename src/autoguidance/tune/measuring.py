@@ -10,9 +10,7 @@ A measurement on n images is the first part of one on more images of the same se
 
 import hashlib
 import json
-import multiprocessing
 import os
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +18,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 import torch
@@ -34,6 +31,7 @@ from autoguidance.models import Precond
 from autoguidance.sample import ClassSelection, Counted, image_encoder, micro_batch_size, sample_batches
 from autoguidance.sample.files import join_batches, write_npz
 from autoguidance.storage import make_folder
+from autoguidance.tune.workers import begin_worker, worker_context
 from autoguidance.zoo import Pair, is_remote, load, parse_model_name
 from autoguidance.zoo.identity import content_key
 from autoguidance.zoo.names import write_model
@@ -109,21 +107,6 @@ class MeasureSettings:
     num_threads: int = 1
     partial: Path | None = None
     models: Path | None = None
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it is gone (a killed command must leave nothing running).
-
-    Not by `os.getppid`: a parent that was killed while this process was starting has been replaced already.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only a process that multiprocessing started has such a parent"
-
-    def watch() -> None:
-        wait_for_any([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Worker:
@@ -276,9 +259,9 @@ Pending = Future[Measured | _Failure]
 _worker: _Worker | None = None
 
 
-def _start(settings: MeasureSettings) -> None:
+def _start(settings: MeasureSettings, environment: dict[str, str]) -> None:
     global _worker  # (state of a worker process, set once when it starts)
-    end_with_parent()
+    begin_worker(environment)
     torch.set_num_threads(settings.num_threads)
     _worker = _Worker(settings)
 
@@ -333,8 +316,10 @@ class Measurer:
 @contextmanager
 def measurer(settings: MeasureSettings, num_processes: int) -> Iterator[Measurer]:
     """A pool of `num_processes` workers that are ready for `Measurer.measure`."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_start, initargs=(settings,))
+    start = (settings, dict(os.environ))
+    pool = ProcessPoolExecutor(
+        num_processes, mp_context=worker_context(settings.device), initializer=_start, initargs=start
+    )
     try:
         yield Measurer(pool, num_processes)
     finally:
