@@ -230,7 +230,7 @@ def test_run_killed_twice_goes_on_and_a_finished_one_is_quick(
 
 @pytest.mark.slow
 def test_run_on_fashion_mnist(start: Start, shared: Callable[[str], Path], tmp_path: Path) -> None:
-    # 500 images of 28 x 28, which are padded to 32 and unshuffled.
+    # 500 images of 28 x 28, which are padded to 32 and taken in blocks.
     content = lzma.decompress(shared("data/fashion-mnist-20k.npz.xz").read_bytes())
     arrays = np.load(BytesIO(content))
     np.savez(tmp_path / "fashion.npz", images=arrays["images"][:500], labels=arrays["labels"][:500])

@@ -51,7 +51,16 @@ def test_automatic_presets_are_of_the_size_that_a_cpu_trains_in_minutes(make_blo
     assert digits.encoder == {"name": "pixels", "channels": 1, "resolution": 8, "padding": 0}
     assert 0.1e6 < _parameters(digits, 10) < 0.5e6
     fashion = resolve("auto", make_blocks(resolution=28, class_names=ten))
-    assert fashion.encoder == {"name": "unshuffle", "factor": 4, "channels": 1, "resolution": 28, "padding": 2}
+    assert {**fashion.encoder, "mean": None, "std": None} == {
+        "name": "dct",
+        "factor": 4,
+        "channels": 1,
+        "resolution": 28,
+        "padding": 2,
+        "mean": None,
+        "std": None,
+    }
+    assert len(fashion.encoder["std"]) == 16
     assert 1e6 < _parameters(fashion, 10) < 2e6
     assert smaller(auto_preset(28, on_gpu=True)) == fashion.preset == auto_preset(28)
     with pytest.raises(UserError, match="--resolution 64"):
