@@ -1,8 +1,5 @@
 """Measuring in workers: what was measured on few images is part of the measurement on more, and averages are made once."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -103,32 +100,3 @@ def test_settings_that_give_no_distance_are_told_from_models_that_are_not_there(
     failed = measuring._measure(absent)
     assert isinstance(failed, measuring._Failure)
     assert not failed.not_finite
-
-
-_ORPHAN = """
-import multiprocessing, os, sys, time
-from autoguidance.tune import end_with_parent
-
-def child(delay):
-    time.sleep(delay)  # its parent is killed meanwhile
-    end_with_parent()
-    time.sleep(60)
-
-if __name__ == "__main__":
-    process = multiprocessing.get_context("spawn").Process(target=child, args=(float(sys.argv[1]),))
-    process.start()
-    print(process.pid, flush=True)
-    time.sleep(3)
-    os.kill(os.getpid(), 9)
-"""
-
-
-@pytest.mark.parametrize("delay", [0.0, 6.0])
-def test_a_worker_ends_with_a_killed_parent_even_while_it_is_starting(tmp_path: Path, delay: float) -> None:
-    script = tmp_path / "orphan.py"
-    script.write_text(_ORPHAN)
-    # The pipe stays open as long as any of the two lives.
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, str(script), str(delay)], capture_output=True, text=True, timeout=50)
-    assert done.returncode == -9
-    assert time.monotonic() - begun < 45
