@@ -30,7 +30,8 @@ def train(
     unconditional: Annotated[bool, typer.Option("--unconditional", help="Ignore the labels.")] = False,
     resolution: Annotated[int | None, typer.Option(metavar="N", help="Crop and resize all images to N pixels.")] = None,
     encoder: Annotated[
-        str, typer.Option(help="auto, pixels, unshuffle2|4, dct2|4, wavelet2|4, or the first three with -scaled.")
+        str,
+        typer.Option(help="auto, pixels, unshuffle2|4, dct2|4, wavelet2|4, lapped4, or the first three with -scaled."),
     ] = "auto",
     seed: Annotated[int | None, typer.Option(metavar="N", help="Fixes everything random.  [default: 0]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

@@ -9,7 +9,7 @@ repeat the edge until the picture has P >= R pixels (a U-Net that halves k times
 channel c f^2 + f dy + dx holding pixel (dy, dx) of each block of channel c: a small network then sees few positions,
 and nothing is lost. `vae` is an autoencoder (vae.py): lossy, and it needs a network of its own.
 
-`scaled`, `dct` and `wavelet` are exact too: an orthonormal transform y of every f x f block (blocks.py; none for
+`scaled`, `dct`, `wavelet` and `lapped` are exact too: an orthonormal transform y of every f x f block (blocks.py; none for
 `scaled`), and then each channel k is shifted and scaled to the standard deviation that the networks are made for,
 
     z_k = (y_k - mean_k) * 0.5 / std_k
@@ -214,7 +214,7 @@ class BlockEncoder:
 
     Attributes:
         pixels: the scaling and padding that come first; 1 or 3 channels.
-        transform: "scaled", "dct" or "wavelet" (blocks.py).
+        transform: "scaled", "dct", "wavelet" or "lapped" (blocks.py).
         factor: side of a block in pixels: 1 (scaled only), 2 or 4; divides the padded resolution.
         mean: of the transformed pixels, one per latent channel.
         std: the same, at least `STD_FLOOR`.
@@ -236,8 +236,9 @@ class BlockEncoder:
                 f"encoder: {self.pixels.img_resolution} padded pixels are no multiple of factor {self.factor}; "
                 "change padding or factor"
             )
-        # Pixels lie in [-1, 1], so no coefficient is larger, and neither is the mean or the deviation of any.
-        largest = 1.01 * math.sqrt(self.img_channels)
+        # Pixels lie in [-1, 1], so no coefficient is larger, and neither is the mean or the deviation of any. (In one
+        # block sqrt(C'); the windows of `lapped` allow 1.29 of it.)
+        largest = 1.3 * math.sqrt(self.img_channels)
         for key, values, least in (("mean", self.mean, -largest), ("std", self.std, STD_FLOOR)):
             if len(values) != self.img_channels:
                 raise UserError(
@@ -391,7 +392,7 @@ def default_encoder(source: ImageSource, kind: str = "pixels", factor: int = 4, 
     """The encoder for a set of images, with the least padding that suits a network.
 
     Args:
-        source: gives channels and resolution, and the images whose mean and std "scaled", "dct" and "wavelet" store.
+        source: gives channels and resolution, and the images whose mean and std all but "pixels" and "unshuffle" store.
         kind: one of EXACT.
         factor: side of the blocks; without effect on "pixels".
         multiple_of: the latents' resolution becomes a multiple of it: 2^k for a network that halves k times.

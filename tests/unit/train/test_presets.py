@@ -52,7 +52,7 @@ def test_automatic_presets_are_of_the_size_that_a_cpu_trains_in_minutes(make_blo
     assert 0.1e6 < _parameters(digits, 10) < 0.5e6
     fashion = resolve("auto", make_blocks(resolution=28, class_names=ten))
     assert {**fashion.encoder, "mean": None, "std": None} == {
-        "name": "dct",
+        "name": "lapped",
         "factor": 4,
         "channels": 1,
         "resolution": 28,
