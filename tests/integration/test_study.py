@@ -100,8 +100,14 @@ def test_domains_and_no_labels(data: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.slow
 def test_gap(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gap"
-    assert main(short("gap", data, out, "--measurements", "1", "--repeats", "1")) == 0, capsys.readouterr().err
+    command = short("gap", data, out, "--measurements", "1", "--repeats", "1", "--sigma-max", "20")
+    assert main([*command, "--dtype", "bfloat16"]) == 0, capsys.readouterr().err
     results = read_json(out / "results.json")
+    assert results["protocol"]["solver"]["sigma_max"] == 20
+    assert "networks sampled in bfloat16" in results["protocol"]["notes"]
+    assert read_json(out / "main" / "config.json")["train"]["dtype"] == "bfloat16"
+    assert main(command) == 2
+    assert "with other settings (dtype)" in capsys.readouterr().err
     assert [g["guide"] for g in results["guides"]] == [
         f"{s} T/{k}" for s in ("tiny", "nano") for k in (64, 32, 16, 8, 4)
     ]
@@ -114,9 +120,8 @@ def test_gap(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.slow
 def test_efficiency(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "efficiency"
-    assert main(short("efficiency", data, out, "--measurements", "1", "--repeats", "1", "--json")) == 0, (
-        capsys.readouterr().err
-    )
+    command = short("efficiency", data, out, "--measurements", "1", "--repeats", "1", "--sigma-min", "0.01", "--json")
+    assert main(command) == 0, capsys.readouterr().err
     results = json.loads(capsys.readouterr().out)["efficiency"]
     flops = {item["method"]: item["flops"] for item in results["efficiency"]}
     # 2 N - 1 evaluations for N steps.
@@ -125,6 +130,7 @@ def test_efficiency(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     expected = flops["unguided, 2 steps"] + 3 * evaluation_flops(str(out / "guide"))
     assert flops["autoguidance, 2 steps"] == pytest.approx(expected)
     assert any(item["pareto"] for item in results["efficiency"])
+    assert Pair.load(out / "pair.json").solver.sigma_min == 0.01
 
 
 @pytest.mark.slow
@@ -206,6 +212,8 @@ def test_names_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["study", "gap", "digits", "digits"], "takes one data set, not 2"),
         (["study", "domains", "a/x.zip", "b/x.zip"], "two data sets are called x"),
         (["study", "gap", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o")], "nowhere"),
+        (["study", "gap", "--sigma-max", "0", "--device", "cpu", "--out", str(tmp_path / "o")], "sigma"),
+        (["study", "gap", "--dtype", "float16", "--device", "cpu"], "float16 needs a GPU"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err

@@ -38,6 +38,11 @@ def study(
     search_num: Annotated[int | None, typer.Option(min=128, help="Images of a full measurement of the search.")] = None,
     measurements: Annotated[int, typer.Option(min=1, help="Search budget of each row, in full measurements.")] = 12,
     steps: Annotated[int, typer.Option(min=1, help="Heun steps.")] = 12,
+    sigma_min: o.SigmaMinOption = None,
+    sigma_max: o.SigmaMaxOption = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16 (GPU), of training and of sampling.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes everything random.")] = 0,
     resolution: Annotated[int | None, typer.Option(help="Centre-crop and resize images to this size.")] = None,
     device: o.DeviceOption = "auto",
@@ -65,6 +70,7 @@ def study(
         raise UserError(f"the study {name} takes one data set, not {len(sets)}; see domains for several")
     started = time.monotonic()
     place = choose_device(device)
+    levels = {name: level for name, level in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if level is not None}
     workers = processes or (1 if place.type == "cuda" else len(os.sched_getaffinity(0)))
     config = StudyConfig(
         name=name,
@@ -81,6 +87,8 @@ def study(
         search_images=search_num,
         measurements=measurements,
         num_steps=steps,
+        dtype=o.parse_dtype(dtype, place),
+        **levels,
         seed=seed,
         resolution=resolution,
         device=place,

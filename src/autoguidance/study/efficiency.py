@@ -10,10 +10,10 @@ Reference: Karras et al. 2024, arXiv 2406.02507, Section 5 (the guide's cost).
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from autoguidance.errors import UserError
-from autoguidance.sample import Heun
 from autoguidance.study.cost import evaluation_flops
 from autoguidance.study.experiment import Experiment
 from autoguidance.train.presets import smaller
@@ -42,9 +42,11 @@ def efficiency(experiment: Experiment) -> dict[str, Any]:
     }
     unconditional = experiment.guide("unconditional") if experiment.labelled else None
     most = 4 * usual
-    spaces = [SearchSpace("unguided", main, Heun(num_steps=most), label=f"unguided, {most} steps")]
+    spaces = [
+        SearchSpace("unguided", main, replace(experiment.solver, num_steps=most), label=f"unguided, {most} steps")
+    ]
     for steps in (usual // 2, usual, 2 * usual):
-        solver = Heun(num_steps=steps)
+        solver = replace(experiment.solver, num_steps=steps)
         spaces.append(SearchSpace("unguided", main, solver, label=f"unguided, {steps} steps"))
         if unconditional is not None:
             for kind in ("cfg", "cfg+interval"):

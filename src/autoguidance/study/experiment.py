@@ -60,6 +60,9 @@ class StudyConfig:
         search_images: samples of a full measurement while searching; None: a quarter of num_images.
         measurements: budget of each row's search, in full measurements.
         num_steps: of the sampler (Heun).
+        sigma_min, sigma_max: its noise levels.
+        dtype: of the networks' bodies, in training and while sampling; None: float32, but training in bfloat16 on a GPU
+            and sampling there as `load` does.
         seed: fixes everything random.
         resolution: crop and resize images to this; None: as they are.
         device: torch device.
@@ -81,6 +84,9 @@ class StudyConfig:
     search_images: int | None = None
     measurements: int = 12
     num_steps: int = 12
+    sigma_min: float = Heun.sigma_min
+    sigma_max: float = Heun.sigma_max
+    dtype: torch.dtype | None = None
     seed: int = 0
     resolution: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -118,7 +124,7 @@ class Experiment:
         self.preset = config.preset or auto_preset(source.resolution, source.channels, on_gpu=on_gpu)
         self.guide_preset = smaller(self.preset)
         self.labelled = source.num_classes > 1 and not unconditional
-        self.solver: Solver = Heun(num_steps=config.num_steps)
+        self.solver: Solver = Heun(num_steps=config.num_steps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
         first = self._resolve(self.preset, 1)
         usual = min(resolve(self.preset, source).num_images, most_training_images(source.num_images, first.batch_size))
         self.num_images = -(-(config.images or usual) // first.batch_size) * first.batch_size
@@ -151,10 +157,15 @@ class Experiment:
             "seed": config.seed,
             "device": config.device.type,
         }
+        if self.solver != Heun(num_steps=config.num_steps):
+            content["schedule"] = [config.sigma_min, config.sigma_max]
+        if config.dtype is not None:
+            content["dtype"] = _dtype_name(config.dtype)
         path = self.out / "study.json"
         if path.exists():
             before = read_json(path)
-            changed = [k for k, v in content.items() if not isinstance(before, dict) or before.get(k) != v]
+            before = before if isinstance(before, dict) else {}
+            changed = sorted(k for k in {*content, *before} if before.get(k) != content.get(k))
             if changed:
                 raise UserError(
                     f"{self.out} holds a study with other settings ({', '.join(changed)}); choose another folder with --out"
@@ -170,6 +181,7 @@ class Experiment:
     # Training
 
     def _resolve(self, preset: str, images: int, **changes: Any) -> TrainConfig:
+        dtype = self.config.dtype
         return resolve(
             preset,
             self.source,
@@ -177,7 +189,7 @@ class Experiment:
             overrides=self.config.settings,
             num_images=images,
             batch_size=self.config.batch_size,
-            dtype="bfloat16" if self.config.device.type == "cuda" else None,
+            dtype=_dtype_name(dtype) if dtype else "bfloat16" if self.config.device.type == "cuda" else None,
             ema_stds=EMA_STDS,
             **changes,
         )
@@ -277,6 +289,7 @@ class Experiment:
             resolution=self.source.resolution,
             classes=tuple(proportional_classes(labels)) if labels is not None and self.labelled else (),
             device=str(self.config.device),
+            dtype=self.config.dtype,
             partial=self.out / "partial",
             models=self.out / "models",
         )
@@ -302,7 +315,10 @@ class Experiment:
             solver=self.solver,
             class_sampling="proportional to the data, by seed" if self.labelled else "none",
             device=self.config.device.type,
-            notes=["each row's setting was chosen on other seeds than those reported"],
+            notes=[
+                "each row's setting was chosen on other seeds than those reported",
+                *([f"networks sampled in {_dtype_name(self.config.dtype)}"] if self.config.dtype else []),
+            ],
         )
         rows = found.rows(self.out)
         results = {
@@ -331,3 +347,7 @@ class Experiment:
         with self.stages("report"):
             write_report([self.out], self.out / "report.html")
         return results
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
