@@ -4,7 +4,8 @@ Two kinds. The small-data family `nano < tiny < small < base < large < huge` wor
 first four of it on a CPU. It adapts to the resolution: images above 16 pixels go through an exactly invertible
 rearrangement of blocks of 2 or 4 pixels, which turns 32 x 32 grey pixels into 16 x 8 x 8; convolutions then cost a
 sixteenth. From 28 pixels it is a lapped transform of the blocks with each coefficient scaled to one spread: at equal
-cost its samples lie about half as far from the real images as those through plain pixels in blocks (docs/log.md).
+cost its samples lie about half as far from the real images as those through plain pixels in blocks (docs/log.md). Images
+in colour up to 36 pixels have too many channels for that and take a cosine transform of blocks of 2.
 Parameters of the six at 8 x 8 with ten classes: 95k, 379k, 0.9M, 1.5M, 2.7M, 6.1M.
 
 The published sizes `edm2-img64-*` and `edm2-img512-*` are those of Karras et al. 2024 (arXiv 2312.02696, Table 6) for
@@ -193,9 +194,9 @@ def resolve(
     Args:
         name: of a preset; None or "auto": by resolution.
         source: the images, or latents of images.
-        encoder: what the network works on, one of ENCODERS; "auto" takes pixels up to 16, then blocks of 2 (unshuffle2)
-            or 4 (lapped4) towards a width of 8 to 16. Those that scale measure mean and std on the images. A set of latents has its
-            own.
+        encoder: what the network works on, one of ENCODERS; "auto" takes pixels up to 16, then blocks of 2 (unshuffle2;
+            for colour from 28 to 36 pixels dct2) or 4 (lapped4) towards a width of 8 to 18. Those that scale measure
+            mean and std on the images. A set of latents has its own.
         overrides: `key=value` texts, see `train.config.apply_overrides`; they win over `changes`.
         on_gpu: for the automatic preset.
         changes: fields of TrainConfig by name; None leaves the preset's value.
@@ -221,7 +222,9 @@ def fit_to_images(preset: Preset, source: TrainingSource, encoder: str = "auto")
     if not preset.adapts:
         return _fit_published(preset, source)
     if encoder == "auto":
-        encoder = "pixels" if source.resolution <= 16 else "unshuffle2" if source.resolution < 28 else "lapped4"
+        colour = source.channels > 1
+        small = "unshuffle2" if source.resolution < 28 else "dct2" if colour and source.resolution <= 36 else "lapped4"
+        encoder = "pixels" if source.resolution <= 16 else small
     if encoder not in ENCODERS:
         raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(ENCODERS)}")
     kind, factor = ENCODERS[encoder]

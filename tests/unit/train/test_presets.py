@@ -61,6 +61,9 @@ def test_automatic_presets_are_of_the_size_that_a_cpu_trains_in_minutes(make_blo
         "std": None,
     }
     assert len(fashion.encoder["std"]) == 16
+    for size, name, factor in ((32, "dct", 2), (36, "dct", 2), (37, "lapped", 4)):
+        encoder = resolve("auto", make_blocks(resolution=size, channels=3)).encoder
+        assert (encoder["name"], encoder["factor"]) == (name, factor)
     assert 1e6 < _parameters(fashion, 10) < 2e6
     assert smaller(auto_preset(28, on_gpu=True)) == fashion.preset == auto_preset(28)
     with pytest.raises(UserError, match="--resolution 64"):
