@@ -222,9 +222,7 @@ def fit_to_images(preset: Preset, source: TrainingSource, encoder: str = "auto")
     if not preset.adapts:
         return _fit_published(preset, source)
     if encoder == "auto":
-        colour = source.channels > 1
-        small = "unshuffle2" if source.resolution < 28 else "dct2" if colour and source.resolution <= 36 else "lapped4"
-        encoder = "pixels" if source.resolution <= 16 else small
+        encoder = _automatic_encoder(source.resolution, source.channels)
     if encoder not in ENCODERS:
         raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(ENCODERS)}")
     kind, factor = ENCODERS[encoder]
@@ -232,6 +230,14 @@ def fit_to_images(preset: Preset, source: TrainingSource, encoder: str = "auto")
     chosen = default_encoder(source, kind, factor, multiple_of=2 ** (levels - 1))
     network = replace(preset.config.network, channel_mult=(1, *[2] * (levels - 1)))
     return replace(preset.config, network=network, encoder=chosen.config)
+
+
+def _automatic_encoder(resolution: int, channels: int) -> str:
+    if resolution <= 16:
+        return "pixels"
+    if resolution < 28:
+        return "unshuffle2"
+    return "dct2" if channels > 1 and resolution <= 36 else "lapped4"
 
 
 def _levels(width: int) -> int:
