@@ -96,6 +96,16 @@ def test_domains_and_no_labels(data: Path, tmp_path: Path, capsys: pytest.Captur
     }
     assert (out / "report.html").stat().st_size > 10_000
 
+    # Another study takes these networks; one of another seed cannot, and says so.
+    again = tmp_path / "again"
+    quick = ["--measurements", "1", "--repeats", "1", "--trained"]
+    assert main(short("domains", data, again, *quick, str(out))) == 0, capsys.readouterr().err
+    for run in ("main", "guide", "unconditional"):
+        log = Path("blobs", run, "log.jsonl")
+        assert (again / log).read_bytes() == (out / log).read_bytes()
+    assert main(short("mixing", data, tmp_path / "other", "--seed", "1", "--trained", str(out / "blobs"))) == 2
+    assert "none of main, guide, unconditional is there" in capsys.readouterr().err
+
 
 @pytest.mark.slow
 def test_gap(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

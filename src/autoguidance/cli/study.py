@@ -50,6 +50,9 @@ def study(
         int | None, typer.Option(min=1, help="Processes that measure.  [default: one per core; 1 on a GPU]")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Networks trained at once.  [default: as processes]")] = None,
+    trained: Annotated[
+        Path | None, typer.Option(help="Folder of another study on the same data: copy equal networks from it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Conduct one of the paper's studies on a data set: train, search each row's best setting, confirm, report."""
@@ -94,6 +97,7 @@ def study(
         device=place,
         processes=workers,
         jobs=jobs or workers,
+        trained=trained,
     )
     if chosen.several:
         found = conduct_several(config, _names(sets), progress_bar)

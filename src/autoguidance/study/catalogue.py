@@ -88,7 +88,12 @@ def conduct_several(config: StudyConfig, data: dict[str, str], stage: Stage = si
     Returns: results by folder name.
     """
     make_folder(config.out)
-    results = {name: conduct(replace(config, data=where, out=config.out / name), stage) for name, where in data.items()}
+    results = {}
+    for name, where in data.items():
+        trained = config.trained
+        if trained is not None and (trained / name).is_dir():  # another study of several sets
+            trained = trained / name
+        results[name] = conduct(replace(config, data=where, out=config.out / name, trained=trained), stage)
     rows = [
         {"data": name, **{key: row[key] for key in ("method", "fd", "fd_std", "fd_repeats")}}
         for name, found in results.items()

@@ -32,7 +32,7 @@ from autoguidance.study.comparison import Comparison, compare
 from autoguidance.study.plan import EMA_STDS, most_training_images
 from autoguidance.study.records import describe_dataset, describe_training, keep_real
 from autoguidance.study.stages import Stages
-from autoguidance.study.training import Job, run_jobs
+from autoguidance.study.training import Job, is_finished, run_jobs
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.presets import auto_preset, resolve, smaller
 from autoguidance.tune import Contest, Entry, GuideSource, MeasureSettings, SearchPlan, SearchSpace, guide_source
@@ -68,6 +68,7 @@ class StudyConfig:
         device: torch device.
         processes: that measure.
         jobs: networks trained at once.
+        trained: folder of another study; networks that it has finished, and this one would train alike, are copied.
     """
 
     name: str
@@ -92,6 +93,7 @@ class StudyConfig:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: int = 1
     jobs: int = 1
+    trained: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("repeats", "measurements", "num_steps", "processes", "jobs"):
@@ -208,6 +210,8 @@ class Experiment:
         done = self.out / "trained.json"
         if done.exists():
             return
+        if self.config.trained is not None:
+            self._copy_trained(self.config.trained, configs)
         jobs = [Job(name=name, out=self.out / name, config=config) for name, config in configs.items()]
         if self.features.startswith("classifier:"):
             jobs.insert(1, Job(name="classifier", out=self.out / "classifier.safetensors"))
@@ -222,6 +226,25 @@ class Experiment:
                 progress=progress,
             )
         write_json(done, seconds)
+
+    def _copy_trained(self, folder: Path, configs: Mapping[str, TrainConfig]) -> None:
+        """Copy the networks that training would only make once more: equal options and data, and finished."""
+        for name, config in configs.items():
+            here, there = self.out / name, folder / name
+            if here.exists() or not is_finished(there, config, self.source.fingerprint):
+                continue
+            partial = here.with_name(f".{name}.copying")
+            shutil.rmtree(partial, ignore_errors=True)  # of a call that was stopped
+            try:
+                shutil.copytree(there, partial, ignore=shutil.ignore_patterns(".*"))
+                partial.rename(here)
+            except (OSError, shutil.Error) as error:
+                raise UserError(f"{there} cannot be copied to {here}: {error}") from error
+        if not any((self.out / name).exists() for name in configs):
+            raise UserError(
+                f"--trained {folder}: none of {', '.join(configs)} is there, finished and made with this study's options "
+                "and data; name the folder of a study that was (its study.json says how), or leave the option out"
+            )
 
     def guide(self, name: str, num_images: int | None = None) -> GuideSource:
         """A trained network at its end, or at a stored time."""

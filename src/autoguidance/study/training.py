@@ -20,8 +20,10 @@ from autoguidance.errors import UserError
 from autoguidance.evaluate import train_classifier
 from autoguidance.storage import read_json_lines
 from autoguidance.train.config import TrainConfig
+from autoguidance.train.folder import read_run
 from autoguidance.train.loop import train
 from autoguidance.tune import begin_worker, worker_context
+from autoguidance.zoo import list_snapshots
 
 ProgressCallback = Callable[[int, int, dict[str, Any]], None]
 
@@ -93,6 +95,16 @@ def run_jobs(
             process.terminate()
             process.join()
     return seconds
+
+
+def is_finished(run: Path, config: TrainConfig, fingerprint: str) -> bool:
+    """Whether a folder holds a finished training with these options on the data of this fingerprint."""
+    if not (run / "config.json").exists():
+        return False
+    known, content = read_run(run)
+    if known.differences(config) or content["data"].get("fingerprint") != fingerprint:
+        return False
+    return _images_seen(run) >= config.num_images and list_snapshots(run)[-1].num_images >= config.num_images
 
 
 def _outcome(exit_code: int | None, receiver: Any) -> str | None:
