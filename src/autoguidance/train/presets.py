@@ -195,8 +195,8 @@ def resolve(
         name: of a preset; None or "auto": by resolution.
         source: the images, or latents of images.
         encoder: what the network works on, one of ENCODERS; "auto" takes pixels up to 16, then blocks of 2 (unshuffle2;
-            for colour from 28 to 36 pixels dct2) or 4 (lapped4) towards a width of 8 to 18. Those that scale measure
-            mean and std on the images. A set of latents has its own.
+            dct2 from 28 to 36 pixels) or, above, of 4 (lapped4). Those that scale measure mean and std on the images.
+            A set of latents has its own.
         overrides: `key=value` texts, see `train.config.apply_overrides`; they win over `changes`.
         on_gpu: for the automatic preset.
         changes: fields of TrainConfig by name; None leaves the preset's value.
@@ -222,7 +222,7 @@ def fit_to_images(preset: Preset, source: TrainingSource, encoder: str = "auto")
     if not preset.adapts:
         return _fit_published(preset, source)
     if encoder == "auto":
-        encoder = _automatic_encoder(source.resolution, source.channels)
+        encoder = _automatic_encoder(source.resolution)
     if encoder not in ENCODERS:
         raise UserError(f"there is no encoder {encoder!r}; choose auto, {', '.join(ENCODERS)}")
     kind, factor = ENCODERS[encoder]
@@ -232,12 +232,12 @@ def fit_to_images(preset: Preset, source: TrainingSource, encoder: str = "auto")
     return replace(preset.config, network=network, encoder=chosen.config)
 
 
-def _automatic_encoder(resolution: int, channels: int) -> str:
+def _automatic_encoder(resolution: int) -> str:
     if resolution <= 16:
         return "pixels"
     if resolution < 28:
         return "unshuffle2"
-    return "dct2" if channels > 1 and resolution <= 36 else "lapped4"
+    return "dct2" if resolution <= 36 else "lapped4"
 
 
 def _levels(width: int) -> int:
