@@ -62,7 +62,9 @@ class Preset:
     resolution: int | None = None
 
 
-def _small(name: str, channels: int, num_images: int, *, learning_rate: float, rampup_images: int) -> Preset:
+def _small(
+    name: str, channels: int, num_images: int, *, batch_size: int, learning_rate: float, rampup_images: int
+) -> Preset:
     network = NetworkConfig(
         model_channels=channels,
         channel_mult=(1, 2),
@@ -76,7 +78,7 @@ def _small(name: str, channels: int, num_images: int, *, learning_rate: float, r
         preset=name,
         network=network,
         num_images=num_images,
-        batch_size=128,
+        batch_size=batch_size,
         learning_rate=learning_rate,
         ref_batches=400,
         rampup_images=rampup_images,
@@ -108,9 +110,10 @@ def _published(data: str, size: str, channels: int, rate: float, dropout: float,
 
 
 # The fast rate reaches the same loss in half the images. On sets of a thousand or two, which the smallest networks are for, it
-# leaves no early snapshots that make good guides, and soon nothing to gain (docs/log.md).
-_FAST: dict[str, Any] = {"learning_rate": 0.04, "rampup_images": 2_000}
-_SLOW: dict[str, Any] = {"learning_rate": 0.01, "rampup_images": 5_000}
+# leaves no early snapshots that make good guides, and soon nothing to gain (docs/log.md). Batches of 64 in place of 128 are 17 %
+# nearer after equal images, for 14 % more time.
+_FAST: dict[str, Any] = {"learning_rate": 0.04, "rampup_images": 2_000, "batch_size": 64}
+_SLOW: dict[str, Any] = {"learning_rate": 0.01, "rampup_images": 5_000, "batch_size": 128}
 
 # Smallest first within each family: `smaller` relies on it.
 _PRESETS = (
