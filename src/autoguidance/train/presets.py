@@ -2,10 +2,10 @@
 
 Two kinds. The small-data family `nano < tiny < small < base < large < huge` works for images of 8 to 64 pixels, the
 first four of it on a CPU. It adapts to the resolution: images above 16 pixels go through an exactly invertible
-rearrangement of blocks of 2 or 4 pixels, which turns 32 x 32 grey pixels into 16 x 8 x 8; convolutions then cost a
-sixteenth. From 28 pixels it is a lapped transform of the blocks with each coefficient scaled to one spread: at equal
-cost its samples lie about half as far from the real images as those through plain pixels in blocks (docs/log.md). Images
-in colour up to 36 pixels have too many channels for that and take a cosine transform of blocks of 2.
+rearrangement of blocks of 2 or 4 pixels, which turns 32 x 32 grey pixels into 4 x 16 x 16 or 16 x 8 x 8; convolutions then
+cost a quarter or a sixteenth. From 28 pixels it is a cosine transform of blocks of 2, above 36 a lapped one of blocks of
+4, with each coefficient scaled to one spread: samples lie far nearer to the real images than through plain pixels in
+blocks (docs/log.md).
 Parameters of the six at 8 x 8 with ten classes: 95k, 379k, 0.9M, 1.5M, 2.7M, 6.1M.
 
 The published sizes `edm2-img64-*` and `edm2-img512-*` are those of Karras et al. 2024 (arXiv 2312.02696, Table 6) for

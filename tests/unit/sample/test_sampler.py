@@ -65,6 +65,14 @@ SOLVERS = {
 SEEDS = [3, 0, 2**32 + 5, 77, 12, *range(100, 165)]  # 70: one full micro-batch of 64 and a padded one
 
 
+@pytest.mark.parametrize(("channels", "resolution", "expected"), [(1, 8, 64), (12, 16, 64), (3, 64, 4), (4, 64, 4)])
+def test_small_images_go_through_64_at_a_time_and_large_ones_by_their_size(
+    channels: int, resolution: int, expected: int
+) -> None:
+    model = build_model({**CONFIG, "img_channels": channels, "img_resolution": resolution})
+    assert micro_batch_size(model) == expected
+
+
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_bitwise_the_same_for_any_batch_size_and_order(pair: Autoguidance, solver: Solver) -> None:
     assert micro_batch_size(pair) == 64
