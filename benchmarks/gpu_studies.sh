@@ -37,9 +37,9 @@ OMP_NUM_THREADS=$(nproc) timeout 90 "$python" "$here/benchmarks/frechet.py" --de
 cifar=$data/cifar10-train.npz
 [ -e "$cifar" ] || cifar=$data/cifar10-train
 resnet=callable:third_party_features:resnet56 mobilenet=callable:third_party_features:mobilenet_v2
-large=(--preset base --encoder unshuffle2 --images 768Ki --batch 256 --set mirror=true --features $resnet --num 10000 --search-num 2000 --measurements 10)
-grey=(--preset small --encoder unshuffle4 --images 512Ki --batch 256 --features $resnet --search-num 2000 --measurements 10)
-little=(--preset small --encoder unshuffle4 --images 224Ki --batch 256 --features $mobilenet --num 5000 --search-num 1500 --measurements 8 --processes 1 --jobs 3)
+large=(--preset base --images 768Ki --batch 256 --set mirror=true --features $resnet --num 10000 --search-num 2000 --measurements 10)
+grey=(--preset small --images 512Ki --batch 256 --features $resnet --search-num 2000 --measurements 10)
+little=(--preset small --images 224Ki --batch 256 --features $mobilenet --num 5000 --search-num 1500 --measurements 8 --processes 1 --jobs 3)
 
 lane() {
   local name=$1

@@ -13,18 +13,21 @@ import argparse
 import json
 import multiprocessing
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from autoguidance.data.open import open_data
+from autoguidance.data.source import ImageSource
+from autoguidance.diffusion.denoiser import Denoiser
 from autoguidance.evaluate import Reference, Statistics, open_network, source_statistics
 from autoguidance.evaluate.features import extract_features
 from autoguidance.evaluate.frechet import frechet_distance
 from autoguidance.evaluate.statistics import Accumulator
 from autoguidance.guidance import Autoguidance
-from autoguidance.sample import ClassSelection, Heun, image_encoder, proportional_classes, sample_batches
+from autoguidance.sample import ClassSelection, Heun, Solver, image_encoder, proportional_classes, sample_batches
 from autoguidance.storage import append_json_line, make_folder, read_json_lines, write_json
 from autoguidance.train.loop import train
 from autoguidance.train.presets import resolve
@@ -42,39 +45,46 @@ SOLVER = Heun(num_steps=8)
 def prepare(folder: Path) -> tuple[str, str]:
     """Train the network, its classifier and the reference statistics; names of main and guide without widths."""
     source = open_data("digits")
-    classifier, reference = folder / "classifier.safetensors", folder / "reference.npz"
     config = resolve("nano", source, num_images=NUM_IMAGES, seed=0, ema_stds=(0.03, 0.1, 0.2))
     train(config, source, folder / "main")
-    network = open_network("classifier", channels=1, resolution=8, classifier=classifier, train_on=source, seed=0)
-    if not reference.exists():
-        source_statistics([network], source)[0].save(reference)
+    judge(folder, source)
     times = sorted({snapshot.num_images for snapshot in list_snapshots(folder / "main")})
     guide = min(times, key=lambda images: abs(images - GUIDE_SHARE * times[-1]))
     return f"{folder / 'main'}@{{:.3f}}:{times[-1]}", f"{folder / 'main'}@{{:.3f}}:{guide}"
 
 
-def measure(main: str, guide: str, weights: tuple[float, ...], first_seed: int, folder: Path) -> list[list[float]]:
-    """Distances per weight and count, for one pair of models."""
-    torch.set_num_threads(1)
+def judge(folder: Path, source: ImageSource) -> None:
+    """Train the classifier whose features are compared, and take the reference statistics."""
+    classifier, reference = folder / "classifier.safetensors", folder / "reference.npz"
+    network = open_network("classifier", channels=1, resolution=8, classifier=classifier, train_on=source, seed=0)
+    if not reference.exists():
+        source_statistics([network], source)[0].save(reference)
+
+
+def distances(denoiser: Denoiser, folder: Path, counts: Sequence[int], first_seed: int, solver: Solver) -> list[float]:
+    """Of the first `counts` images from first_seed on, one after the other."""
     network = open_network(f"classifier:{folder / 'classifier.safetensors'}", channels=1, resolution=8)
     reference = Reference(network=network, statistics=Statistics.load(folder / "reference.npz"))
     classes = tuple(proportional_classes(open_data("digits").class_idx))
+    encoder, selection = image_encoder(denoiser), ClassSelection(classes, denoiser.num_classes)
+    accumulator, row, start = Accumulator(), [], 0
+    with torch.inference_mode():
+        for count in counts:
+            seeds = range(first_seed + start, first_seed + count)
+            batches = sample_batches(denoiser, seeds, classes=selection, solver=solver, batch_size=64)
+            for features in extract_features(network, (encoder.decode(batch.latents) for batch in batches)):
+                accumulator.update(features)
+            row.append(frechet_distance(accumulator.statistics(), reference.statistics))
+            start = count
+    return row
+
+
+def measure(main: str, guide: str, weights: tuple[float, ...], first_seed: int, folder: Path) -> list[list[float]]:
+    """Distances per weight and count, for one pair of models."""
+    torch.set_num_threads(1)
     models = load(main), load(guide)
-    rows = []
-    for weight in weights:
-        denoiser = Autoguidance(*models, weight=weight)
-        encoder, selection = image_encoder(denoiser), ClassSelection(classes, denoiser.num_classes)
-        accumulator, row, start = Accumulator(), [], 0
-        with torch.inference_mode():
-            for count in COUNTS:
-                seeds = range(first_seed + start, first_seed + count)
-                batches = sample_batches(denoiser, seeds, classes=selection, solver=SOLVER, batch_size=64)
-                for features in extract_features(network, (encoder.decode(batch.latents) for batch in batches)):
-                    accumulator.update(features)
-                row.append(frechet_distance(accumulator.statistics(), reference.statistics))
-                start = count
-        rows.append(row)
-    return rows
+    guided = (Autoguidance(*models, weight=weight) for weight in weights)
+    return [distances(denoiser, folder, COUNTS, first_seed, SOLVER) for denoiser in guided]
 
 
 def main() -> None:

@@ -47,9 +47,9 @@ SHORT = f"""
 import sys
 from autoguidance.cli import main
 from autoguidance.sample import Heun
-from autoguidance.study import plan, run
+from autoguidance.study import plan
 if __name__ == "__main__":
-    run.SOLVER, plan._LEAST_IMAGES = Heun(num_steps={STEPS}), 128
+    plan.SOLVERS, plan._LEAST_IMAGES = (Heun(num_steps={STEPS}),), 128
     sys.exit(main())
 """
 

@@ -6,7 +6,7 @@ main model on one core; classifier, guide and unconditional model on the other. 
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from autoguidance.data.source import ImageSource
 from autoguidance.diffusion.loss import edm_loss
 from autoguidance.errors import UserError
 from autoguidance.models import Precond, build_model
-from autoguidance.sample import Solver
+from autoguidance.sample import Heun, Solver
 from autoguidance.train.config import TrainConfig
 from autoguidance.train.presets import auto_preset, resolve, smaller
 from autoguidance.tune.policy import rung_counts
@@ -32,6 +32,13 @@ _LEAST_MEASUREMENTS = {"unguided": 2, "cfg": 4, "cfg+interval": 4, "autoguidance
 _MOST_MEASUREMENTS = {"unguided": 6, "cfg": 20, "cfg+interval": 25, "autoguidance": 40}
 """Images of a method's search, in full measurements; most of them are spent on settings that a part of the images rules out."""
 _LEAST_IMAGES = 256  # of a full measurement while searching
+_ENOUGH_IMAGES = 1000  # a repeat of the final comparison
+SOLVERS: tuple[Solver, ...] = (Heun(num_steps=12), Heun(num_steps=8, sigma_min=0.01, sigma_max=20))
+"""Of all measurements. On data this small more than 12 steps change the distance by less than its spread; where the time does not suffice
+for 1,000 images a repeat, 8 steps over the levels that matter lose 4 % (CIFAR-10) and save a third."""
+_FEWEST_STEPS = 1000
+"""Training steps below which a CPU takes `small` in place of `base`, which after 640 was 19 % worse at equal time and samples a quarter
+slower (docs/log.md; longer was not tried)."""
 _TRAIN_SHARE, _SEARCH_SHARE = 0.45, 0.6  # of the whole; of what is left after training
 _WORKER_START_SECONDS = 8.0  # a new process imports torch and opens the data
 
@@ -76,12 +83,14 @@ class MeasurePlan:
         search_counts: samples per setting while searching, by rung (see `tune.policy`).
         search_budget: samples per method.
         num_images, repeats: samples per repeat of the final comparison, and how many repeats.
+        solver: of every measurement, as `Solver.describe`.
     """
 
     search_counts: tuple[int, ...]
     search_budget: dict[str, int]
     num_images: int
     repeats: int
+    solver: dict[str, Any] = field(default_factory=lambda: SOLVERS[0].describe())
 
 
 def training_configs(plan: TrainPlan, source: ImageSource, seed: int, *, on_gpu: bool) -> dict[str, TrainConfig]:
@@ -124,17 +133,22 @@ def plan_training(
     if not 0 < minutes < float("inf"):
         raise UserError(f"--minutes {minutes}: give a positive number of minutes")
     on_gpu = device.type == "cuda"
-    name = preset or auto_preset(source.resolution, source.channels, on_gpu=on_gpu)
-    guide_name = smaller(name)
-    probes = {}
-    for which, chosen in (("main", name), ("guide", guide_name)):
-        config = resolve(chosen, source, seed=seed, on_gpu=on_gpu)
-        probes[which] = _speed(config, source, device)
-    train_rate, main_rate = probes["main"]
-    small_train_rate, small_rate = probes["guide"]
     # Two busy cores share caches and memory: on the machines seen each reaches about 85 % of what it does alone.
     slowdown = 1.0 if on_gpu else 0.85
     seconds = _TRAIN_SHARE * minutes * 60 * slowdown
+
+    def speed(name: str) -> tuple[float, float]:
+        return _speed(resolve(name, source, seed=seed, on_gpu=on_gpu), source, device)
+
+    name = preset or auto_preset(source.resolution, source.channels, on_gpu=on_gpu)
+    train_rate, main_rate = speed(name)
+    guide_name = smaller(name)
+    small_train_rate, small_rate = speed(guide_name)
+    batch = resolve(name, source, on_gpu=on_gpu).batch_size
+    if preset is None and not on_gpu and name == "base" and train_rate * seconds < _FEWEST_STEPS * batch:
+        name, train_rate, main_rate = guide_name, small_train_rate, small_rate
+        guide_name = smaller(name)
+        small_train_rate, small_rate = speed(guide_name)
     if on_gpu:  # one after the other on one device
         relative = 1 + (train_rate / small_train_rate) * (1 + GUIDE_SHARE)
         fits = train_rate * seconds / relative
@@ -163,7 +177,6 @@ def plan_training(
 def plan_measuring(
     plan: TrainPlan,
     source: ImageSource,
-    solver: Solver,
     seconds_left: float,
     train_seconds: float,
     *,
@@ -176,12 +189,31 @@ def plan_measuring(
     Args:
         plan: what was trained, with the speeds that were expected.
         source: the images.
-        solver: of every measurement.
         seconds_left: of the budget.
         train_seconds: what training the main model took; where it was slower than expected (a busy machine), so will be the rest.
         num_features: of the network that measures.
         num_processes, on_gpu: who measures.
     """
+    plans = (
+        _measuring(plan, source, solver, seconds_left, train_seconds, num_features, num_processes, on_gpu)
+        for solver in SOLVERS
+    )
+    found = next(plans)
+    while found.num_images < _ENOUGH_IMAGES and (cheaper := next(plans, None)) is not None:
+        found = cheaper
+    return found
+
+
+def _measuring(
+    plan: TrainPlan,
+    source: ImageSource,
+    solver: Solver,
+    seconds_left: float,
+    train_seconds: float,
+    num_features: int,
+    num_processes: int,
+    on_gpu: bool,
+) -> MeasurePlan:
     steps = 2 * solver.num_steps - 1
     main, small = (steps / rate for rate in plan.evaluation_rates)
     expected = plan.main_images / plan.training_rate
@@ -192,7 +224,7 @@ def plan_measuring(
         cost = {method: cost[method] for method in ("unguided", "autoguidance")}
     repeats = 3
     final_seconds = (1 - _SEARCH_SHARE) * seconds_left * speed
-    most = max(1000, min(10_000, source.num_images // 2))
+    most = max(_ENOUGH_IMAGES, min(10_000, source.num_images // 2))
     num_images = round(min(most, max(128, final_seconds / (repeats * sum(cost.values())))))
     search_seconds = _SEARCH_SHARE * seconds_left * speed
     shares = {method: METHOD_SHARES[method] / sum(METHOD_SHARES[m] for m in cost) for method in cost}
@@ -204,7 +236,13 @@ def plan_measuring(
         method: counts[-1] * max(_LEAST_MEASUREMENTS[method], min(_MOST_MEASUREMENTS[method], count // counts[-1]))
         for method, count in samples.items()
     }
-    return MeasurePlan(search_counts=counts, search_budget=budget, num_images=num_images, repeats=repeats)
+    return MeasurePlan(
+        search_counts=counts,
+        search_budget=budget,
+        num_images=num_images,
+        repeats=repeats,
+        solver=solver.describe(),
+    )
 
 
 def to_json(plan: TrainPlan | MeasurePlan) -> dict[str, Any]:

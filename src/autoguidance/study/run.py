@@ -28,7 +28,7 @@ from autoguidance.data.source import ImageSource
 from autoguidance.errors import UserError
 from autoguidance.evaluate import Reference, Statistics, half_distance, open_network, source_statistics
 from autoguidance.report.page import write_report
-from autoguidance.sample import Heun, proportional_classes
+from autoguidance.sample import proportional_classes, solver_from_description
 from autoguidance.storage import alone, make_folder, read_json, read_json_lines, write_json
 from autoguidance.study.comparison import compare
 from autoguidance.study.plan import (
@@ -58,8 +58,6 @@ from autoguidance.tune.records import measured_protocol
 
 SEARCH_SEEDS = 5_000_000
 SEEDS_PER_RUN = 10_000_000
-SOLVER = Heun(num_steps=12)
-"""12 Heun steps: on data this small, more steps change the distance by less than its spread, and every evaluation counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,7 @@ class _Run:
             num_images=measuring.num_images,
             repeats=measuring.repeats,
             first_seed=self.config.seed_base,
-            solver=SOLVER,
+            solver=solver_from_description(measuring.solver),
             class_sampling="proportional to the data, by seed" if self.source.num_classes else "none",
             device=self.config.device.type,
             notes=["each method's setting was chosen on other seeds than those reported"],
@@ -256,7 +254,6 @@ class _Run:
             measuring = plan_measuring(
                 plan,
                 self.source,
-                SOLVER,
                 seconds_left,
                 read_json(self.out / "trained.json")["main"],
                 num_features=num_features,
@@ -323,9 +320,9 @@ class _Run:
         main = guide_source(str(self.out / "main"))
         guides = (guide_source(str(self.out / "guide")), *early_snapshots(str(self.out / "main")))
         unconditional = guide_source(str(self.out / "unconditional")) if (self.out / "unconditional").exists() else None
-        entries = []
+        entries, solver = [], solver_from_description(plan.solver)
         for method, budget in plan.search_budget.items():
-            space = SearchSpace(method, main, SOLVER, guides if method == "autoguidance" else (), unconditional)
+            space = SearchSpace(method, main, solver, guides if method == "autoguidance" else (), unconditional)
             spend = SearchPlan(
                 counts=plan.search_counts,
                 budget=budget,

@@ -25,6 +25,8 @@ _BUILDS_ON = {
     "mixed": ("unguided", "cfg", "autoguidance"),
     "truncation": ("unguided",),
 }
+# With CFG the main model often does best at a much shorter EMA than alone, and then so does it with autoguidance.
+_OTHER_WIDTH = {"autoguidance": "cfg", "autoguidance+interval": "cfg"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +71,36 @@ class Contest:
             entry = self._entry(method)
             known: dict[str, Value] = {}
             for other in _BUILDS_ON.get(entry.space.method, ()):
-                if other != method and other in self.methods and (best := self._searched(other, state)) is not None:
-                    known.update(self._entry(other).space.grid.setting(best.point))
-            self._policies[method] = Policy(entry.space.grid, entry.space.starts(known), entry.plan, {"method": method})
+                known.update(self._searched(other, method, state))
+            width = self._searched(_OTHER_WIDTH.get(entry.space.method, method), method, state).get("ema_main")
+            self._policies[method] = Policy(
+                entry.space.grid,
+                entry.space.starts(known, width),
+                entry.plan,
+                {"method": method},
+                self._unguided(entry, state),
+            )
         return self._policies[method]
 
-    def _searched(self, method: str, state: State) -> Ranked | None:
-        ranking = self.policy(method, state).ranking(state)
-        return ranking[0] if ranking else None
+    def _searched(self, other: str, method: str, state: State) -> Mapping[str, Value]:
+        """The best setting that the search of another method, before this one, has found; {}: there is none."""
+        if other not in self.methods[: self.methods.index(method)]:
+            return {}
+        ranking = self.policy(other, state).ranking(state)
+        return self._entry(other).space.grid.setting(ranking[0].point) if ranking else {}
+
+    def _unguided(self, entry: Entry, state: State) -> list[tuple[Mapping[str, Value], int, float]]:
+        """What was measured of the same model without guidance, on the same seeds."""
+        space, plan = entry.space, entry.plan
+        for other in self.entries[: self.methods.index(space.name)]:
+            same = (other.space.main, other.space.solver, other.space.main_degraded)
+            if (
+                other.space.method == "unguided"
+                and same == (space.main, space.solver, space.main_degraded)
+                and other.plan.first_seed == plan.first_seed
+            ):
+                return self.policy(other.space.name, state).measurements(state)
+        return []
 
     def next(self, state: State) -> Unit | None:
         """What to measure now; None: nothing until something under way is finished, or nothing at all any more."""

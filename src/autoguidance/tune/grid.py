@@ -3,12 +3,20 @@
 A point is one index per axis. Beside its values an axis has a coordinate per value (the scale on which the distance
 varies evenly: the logarithm of an EMA width, of w - 0.75, of a guide's age) and a category (which run a guide comes
 from).
+
+A guide pushes by w - 1 times its difference from the main model, and an older guide differs less. So settings are compared
+by the push u, and as there is nothing to choose of a guide that does not push, what is chosen of it fades with u:
+
+    u = (w - 1) s                              s the guide's difference from the main model, on any scale
+    x_w = log(u + 1/4)                         so that as much lies between w = 1 and 1.5 as between 1.5 and 3 (s = 1)
+    x_j = t (c_j - mean c_j),  t = 1 - exp(-u / 0.3)      for an axis that fades, c_j its coordinate
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -17,6 +25,8 @@ from autoguidance.errors import UserError
 
 Point = tuple[int, ...]
 """One index per axis."""
+
+_NO_PUSH = 0.25
 
 Value = float | str
 
@@ -30,18 +40,45 @@ class Axis:
         values: what can be chosen, in order.
         coordinates: one number per value.
         categories: one per value; (): all the same.
+        fades: what it chooses matters only as far as there is guidance.
+        amounts: w - 1 of each value; (): it does not decide that.
+        scales: s of each value; (): 1.
     """
 
     name: str
     values: tuple[Value, ...]
     coordinates: tuple[float, ...]
     categories: tuple[int, ...] = ()
+    fades: bool = False
+    amounts: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.values or len(set(self.values)) != len(self.values):
             raise UserError(f"{self.name}: give at least one value, each once")
         if len(self.coordinates) != len(self.values) or (self.categories and len(self.categories) != len(self.values)):
             raise UserError(f"{self.name}: one coordinate and category per value")
+        if any(numbers and len(numbers) != len(self.values) for numbers in (self.amounts, self.scales)):
+            raise UserError(f"{self.name}: one amount and scale per value")
+
+    def column(self) -> Float64[np.ndarray, "values"]:
+        """Coordinates of its values, those of a fading axis around their mean."""
+        column = np.asarray(self.coordinates, dtype=np.float64)
+        return column - column.mean() if self.fades else column
+
+
+class Places(NamedTuple):
+    """Where settings lie, for a model of the distance.
+
+    Attributes:
+        coordinates: [n, p].
+        categories: [n].
+        strengths: t, [n], 0 to 1: how much the category matters.
+    """
+
+    coordinates: Float64[np.ndarray, "n p"]
+    categories: Int64[np.ndarray, "n"]
+    strengths: Float64[np.ndarray, "n"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +114,67 @@ class Grid:
         return tuple(map(tuple, self._indices.tolist()))
 
     @cached_property
+    def _varying(self) -> tuple[Axis, ...]:
+        return tuple(axis for axis in self.axes if len(axis.values) > 1)
+
+    @property
+    def _guided(self) -> bool:
+        return any(axis.amounts for axis in self._varying)
+
+    @cached_property
+    def _push(self) -> Float64[np.ndarray, "n"]:
+        push = np.ones(len(self.points))
+        for axis, chosen in zip(self.axes, self._indices.T, strict=True):
+            for numbers in (axis.amounts, axis.scales):
+                push *= np.asarray(numbers)[chosen] if numbers else 1
+        return push
+
+    @cached_property
+    def log_push(self) -> Float64[np.ndarray, "n"]:
+        """x_w of `points`; 0 where no axis has amounts."""
+        return np.log(self._push + _NO_PUSH) if self._guided else np.zeros(len(self.points))
+
+    @cached_property
+    def strengths(self) -> Float64[np.ndarray, "n"]:
+        """t of `points`; 1 where no axis has amounts."""
+        return 1 - np.exp(-self._push / 0.3) if self._guided else np.ones(len(self.points))
+
+    @cached_property
     def coordinates(self) -> Float64[np.ndarray, "n p"]:
         """Coordinates of `points`; axes with a single value are left out."""
         columns = [
-            np.asarray(axis.coordinates)[self._indices[:, i]]
-            for i, axis in enumerate(self.axes)
+            self.log_push if axis.amounts else axis.column()[chosen] * (self.strengths if axis.fades else 1)
+            for axis, chosen in zip(self.axes, self._indices.T, strict=True)
             if len(axis.values) > 1
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((len(self.points), 1))
+
+    def places(self, points: Sequence[Point]) -> Places:
+        """Where points lie."""
+        return self.places_at(np.array([self.index[point] for point in points], dtype=np.int64))
+
+    def places_at(self, rows: Int64[np.ndarray, "m"]) -> Places:
+        """As `places`, by their rows in `points`."""
+        return Places(self.coordinates[rows], self.categories[rows], self.strengths[rows])
+
+    def without_guidance(self, setting: Mapping[str, Value]) -> Float64[np.ndarray, "p"] | None:
+        """Coordinates of the unguided model of a setting, which no point of the grid is.
+
+        Returns: None where no axis says what no guidance is, or the setting does not name a value for each axis that does not fade.
+        """
+        if not self._guided:
+            return None
+        row = []
+        for axis in self._varying:
+            if axis.amounts:
+                row.append(math.log(_NO_PUSH))
+            elif axis.fades:
+                row.append(0.0)
+            elif setting.get(axis.name) in axis.values:
+                row.append(float(axis.column()[axis.values.index(setting[axis.name])]))
+            else:
+                return None
+        return np.array(row)
 
     @cached_property
     def categories(self) -> Int64[np.ndarray, "n"]:

@@ -28,10 +28,11 @@ import numpy as np
 
 from autoguidance.errors import UserError
 from autoguidance.tune.board import State, Unit
-from autoguidance.tune.grid import Grid, Point, subset
+from autoguidance.tune.grid import Grid, Places, Point, Value, subset
 from autoguidance.tune.surrogate import Surrogate
 
 _MOST_CANDIDATES = 40_000
+_MOST_STRONGER = 0.5  # of the logarithm of a guide's push: from w = 2 to 2.8
 _MOST_FAILURES = 2
 _MOST_VANISHED = 5
 FEWEST_IMAGES = 128
@@ -128,15 +129,29 @@ class Policy:
         starts: points to begin with, most promising first.
         plan: what to spend.
         tag: entries that every setting carries, so that several methods share one board.
+        unguided: what is known of the unguided model, where all settings lead as guidance fades: (setting, number of images, distance)
+            on the same seeds.
     """
 
     def __init__(
-        self, grid: Grid, starts: Sequence[Point], plan: SearchPlan, tag: Mapping[str, float | str] | None = None
+        self,
+        grid: Grid,
+        starts: Sequence[Point],
+        plan: SearchPlan,
+        tag: Mapping[str, float | str] | None = None,
+        unguided: Sequence[tuple[Mapping[str, Value], int, float]] = (),
     ) -> None:
         self.grid, self.plan = grid, plan
         self.tag = dict(tag or {})
+        anchors = [(grid.without_guidance(s), n, v) for s, n, v in unguided if n in plan.counts and math.isfinite(v)]
+        self._anchors = [(x, plan.counts.index(n), v) for x, n, v in anchors if x is not None]
         self.starts = tuple(dict.fromkeys(starts))
         self._fitted: tuple[tuple, Surrogate] | None = None
+
+    @property
+    def _anchored(self) -> Places:
+        none = np.zeros(len(self._anchors))
+        return Places(np.stack([x for x, _, _ in self._anchors]), none.astype(np.int64), none)
 
     # Units and points
 
@@ -256,12 +271,14 @@ class Policy:
         rows = sorted((point, rung, min(value, 2 * max(finite))) for (point, rung), value in measured.items())
         key = tuple(rows)
         if self._fitted is None or self._fitted[0] != key:
-            places = [self.grid.index[point] for point, _, _ in rows]
+            places = self.grid.places([point for point, _, _ in rows])
+            if self._anchors:
+                places = Places(*(np.concatenate(pair) for pair in zip(places, self._anchored, strict=True)))
+            found = [*((rung, value) for _, rung, value in rows), *((rung, value) for _, rung, value in self._anchors)]
             surrogate = Surrogate(
-                self.grid.coordinates[places],
-                self.grid.categories[places],
-                np.array([rung for _, rung, _ in rows]),
-                np.array([value for _, _, value in rows]),
+                places,
+                np.array([rung for rung, _ in found]),
+                np.array([value for _, value in found]),
                 self.plan.counts,
             )
             self._fitted = (key, surrogate)
@@ -279,6 +296,10 @@ class Policy:
         )
         if not len(free):
             return None
+        if seen:  # stronger guidance is approached: far beyond all that was seen it is nearly always ruinous
+            reach = self.grid.log_push[[self.grid.index[point] for point in seen]].max() + _MOST_STRONGER
+            near = free[self.grid.log_push[free] <= reach]
+            free = near if len(near) else free
         surrogate = self._surrogate(measured)
         if surrogate is None:  # nothing to learn from yet: as far from what is seen as can be
             known = self.grid.coordinates[[self.grid.index[point] for point in seen]] if seen else np.zeros((0, 1))
@@ -286,13 +307,13 @@ class Policy:
                 return self.grid.points[free[len(free) // 2]]
             gaps = np.abs(self.grid.coordinates[free][:, None] - known[None]).sum(-1).min(1)
             return self.grid.points[free[int(gaps.argmax())]]
-        places = [self.grid.index[point] for point, _ in pending]
         surrogate = surrogate.expecting(
-            self.grid.coordinates[places], self.grid.categories[places], np.array([rung for _, rung in pending], int)
+            self.grid.places([point for point, _ in pending]), np.array([rung for _, rung in pending], int)
         )
-        known = [self.grid.index[point] for point in {point for point, _ in measured}]
-        best = surrogate.predict(self.grid.coordinates[known], self.grid.categories[known])[0].min()
-        mean, deviation = surrogate.predict(self.grid.coordinates[free], self.grid.categories[free])
+        best = surrogate.predict(self.grid.places(list({point for point, _ in measured})))[0].min()
+        if self._anchors:  # guidance that is no better than none is no improvement
+            best = min(best, surrogate.predict(self._anchored)[0].min())
+        mean, deviation = surrogate.predict(self.grid.places_at(free))
         return self.grid.points[free[int(_expected_improvement(best - mean, deviation).argmax())]]
 
     def _ranked(self, measured: Mapping[tuple[Point, int], float]) -> list[Ranked]:
@@ -303,8 +324,7 @@ class Policy:
         if surrogate is None:
             values = [min(value for (p, _), value in measured.items() if p == point) for point in points]
         else:
-            places = [self.grid.index[point] for point in points]
-            mean, _ = surrogate.predict(self.grid.coordinates[places], self.grid.categories[places])
+            mean, _ = surrogate.predict(self.grid.places(points))
             values = np.exp(mean).tolist()
         found = [Ranked(point, value, measured.get((point, top))) for point, value in zip(points, values, strict=True)]
         return sorted(found, key=lambda ranked: (ranked.distance, ranked.point))
@@ -331,6 +351,11 @@ class Policy:
             return min(whole, key=lambda ranked: ranked.mean)
         return ranking[0] if ranking else None
 
+    def measurements(self, state: State) -> list[tuple[Mapping[str, Value], int, float]]:
+        """(setting, number of images, distance) of all that the search has measured."""
+        measured = sorted(self._measured(state).items())
+        return [(self.grid.setting(p), self.plan.counts[rung], v) for (p, rung), v in measured if math.isfinite(v)]
+
     def measured_at_full_count(self, state: State) -> dict[Point, float]:
         """Distances of the search on all of its images."""
         top = len(self.plan.counts) - 1
@@ -343,8 +368,7 @@ class Policy:
             return []
         line = [(*point[:axis], i, *point[axis + 1 :]) for i in range(len(self.grid.axes[axis].values))]
         line = [p for p in line if p in self.grid.index]
-        places = [self.grid.index[p] for p in line]
-        mean, deviation = surrogate.predict(self.grid.coordinates[places], self.grid.categories[places])
+        mean, deviation = surrogate.predict(self.grid.places(line))
         values = [self.grid.axes[axis].values[p[axis]] for p in line]
         return list(zip(values, np.exp(mean).tolist(), deviation.tolist(), strict=True))
 

@@ -104,18 +104,44 @@ def early_snapshots(run: str, lowest: float = 1 / 32, highest: float = 0.5) -> l
     return [guide_source(run, time) for time in chosen]
 
 
-def _weights(values: Sequence[float]) -> Axis:
-    # Between w = 1 and 1.5 lies as much as between 1.5 and 3.
-    return Axis(name="weight", values=tuple(values), coordinates=tuple(math.log(w - 0.75) for w in values))
+def weight_axis(values: Sequence[float]) -> Axis:
+    """Of w. Between w = 1 and 1.5 lies as much as between 1.5 and 3."""
+    coordinates = tuple(math.log(w - 0.75) for w in values)
+    return Axis(name="weight", values=tuple(values), coordinates=coordinates, amounts=tuple(w - 1 for w in values))
 
 
-def _widths(name: str, stds: Sequence[float]) -> Axis:
-    return Axis(name=name, values=tuple(stds), coordinates=tuple(math.log(std) for std in stds))
+def width_axis(name: str, stds: Sequence[float]) -> Axis:
+    """Of an EMA width; the main model's matters without guidance, too."""
+    coordinates = tuple(math.log(std) for std in stds)
+    return Axis(name=name, values=tuple(stds), coordinates=coordinates, fades=name != "ema_main")
 
 
 def _sigmas(name: str, values: Sequence[float]) -> Axis:
     # Beyond sigma = 12 all images look alike to a network, and below 0.03 finished.
-    return Axis(name=name, values=tuple(values), coordinates=tuple(math.log(min(v, 12) + 0.03) / 2 for v in values))
+    coordinates = tuple(math.log(min(v, 12) + 0.03) / 2 for v in values)
+    return Axis(name=name, values=tuple(values), coordinates=coordinates, fades=True)
+
+
+def guide_axis(guides: Sequence[GuideSource], main: GuideSource) -> Axis:
+    """Of the guide, by the logarithm of its age; a category per run.
+
+    How much it differs from the main model: at 1/4, 1/8 and 1/16 of the training in proportion 0.33, 0.57 and 1 (docs/log.md: on digits
+    differences were measured as 0.35, 0.67 and 1). Beyond a third it is the smaller size that makes the difference, not the age.
+    """
+
+    def scale(guide: GuideSource) -> float:
+        share = guide.num_images / main.num_images if guide.num_images and main.num_images else 1 / 16
+        return (16 * min(share, 1 / 3)) ** -0.8
+
+    runs = sorted({guide.run for guide in guides})
+    return Axis(
+        name="guide",
+        values=tuple(guide.label for guide in guides),
+        coordinates=tuple(math.log(max(guide.num_images, 1)) / 1.2 for guide in guides),
+        categories=tuple(runs.index(guide.run) for guide in guides),
+        fades=True,
+        scales=tuple(scale(guide) for guide in guides),
+    )
 
 
 @dataclass(frozen=True)
@@ -178,19 +204,15 @@ class SearchSpace:
         if self.method == "truncation":
             logs = tuple(8 * math.log(factor) for factor in TRUNCATION_FACTORS)
             truncation = Axis(name="truncation", values=TRUNCATION_FACTORS, coordinates=logs)
-            return Grid((truncation, _widths("ema_main", self.main.stds)), frozenset())
-        axes: list[Axis] = [] if self.method == "unguided" else [_weights(self.weights)]
+            return Grid((truncation, width_axis("ema_main", self.main.stds)), frozenset())
+        axes: list[Axis] = [] if self.method == "unguided" else [weight_axis(self.weights)]
         if self.method == "mixed":
-            axes.append(Axis(name="alpha", values=self.alphas, coordinates=self.alphas))
+            axes.append(Axis(name="alpha", values=self.alphas, coordinates=self.alphas, fades=True))
         if self.method.endswith("+interval"):
             axes += [_sigmas("sigma_hi", SIGMA_HIGH), _sigmas("sigma_lo", SIGMA_LOW)]
         excluded = set()
         if self._has_guides:
-            runs = sorted({guide.run for guide in self.guides})
-            ages = tuple(math.log(max(guide.num_images, 1)) / 1.2 for guide in self.guides)
-            labels = tuple(guide.label for guide in self.guides)
-            categories = tuple(runs.index(guide.run) for guide in self.guides)
-            axes.append(Axis(name="guide", values=labels, coordinates=ages, categories=categories))
+            axes.append(guide_axis(self.guides, self.main))
             if not self.same_ema:
                 widths = sorted({std for guide in self.guides for std in guide.stds})
                 excluded = {
@@ -199,11 +221,11 @@ class SearchSpace:
                     for j, std in enumerate(widths)
                     if std not in guide.stds
                 }
-                axes.append(_widths("ema_guide", widths))
-        axes.append(_widths("ema_main", self.main.stds))
+                axes.append(width_axis("ema_guide", widths))
+        axes.append(width_axis("ema_main", self.main.stds))
         if self._has_unconditional and not self.same_ema:
             assert self.unconditional is not None
-            axes.append(_widths("ema_unconditional", self.unconditional.stds))
+            axes.append(width_axis("ema_unconditional", self.unconditional.stds))
         return Grid(tuple(axes), frozenset(excluded))
 
     def pair(self, setting: Mapping[str, Value]) -> Pair:
@@ -242,13 +264,15 @@ class SearchSpace:
             solver=self.solver,
         )
 
-    def starts(self, known: Mapping[str, Value]) -> list[Point]:
+    def starts(self, known: Mapping[str, Value], other_width: Value | None = None) -> list[Point]:
         """Points to begin with: what the literature suggests, and what served small data (docs/log.md).
 
         Args:
             known: the best setting of a simpler method, as far as its axes are here too.
+            other_width: autoguidance only: an EMA width of the main model that served another method, for some of the points.
         """
         grid = self.grid
+        other = {} if other_width is None else {"ema_main": other_width}
 
         def near(**wanted: Value) -> Point:
             return grid.nearest({name: value for name, value in {**known, **wanted}.items() if name in names})
@@ -274,15 +298,20 @@ class SearchSpace:
             )
         whole = {"sigma_hi": 80.0, "sigma_lo": 0.0} if self.method.endswith("+interval") else {}
         starts = []
-        trained = self._nearest([g for g in self.guides if g.run != self.main.run], 1 / 16)
-        if trained is not None:  # the paper's rule of thumb, and a careful version of it
-            for w in (2.0, 1.3):
-                starts.append(near(**middle, **whole, guide=trained.label, ema_guide=0.125, weight=w))
+        # The paper's rule of thumb (a sixteenth of the training, w = 2) first, then older guides: which age is best differs by data.
+        trained = [g for g in self.guides if g.run != self.main.run]
         own = [g for g in self.guides if g.run == self.main.run]
-        for share, w, std in ((1 / 6, 1.3, 0.2), (1 / 12, 1.2, 0.2), (1 / 6, 1.6, 0.1)):
-            guide = self._nearest(own, share)
+        wanted = (
+            (trained, 1 / 16, 2.0, 0.125, middle),
+            (trained, 1 / 8, 1.4, 0.125, {**middle, **other}),
+            (own, 1 / 6, 1.3, 0.2, middle),
+            (own, 1 / 3, 1.5, 0.1, {**middle, **other}),
+            (own, 1 / 12, 1.2, 0.2, middle),
+        )
+        for guides, share, w, std, main in wanted:
+            guide = self._nearest(guides, share)
             if guide is not None:
-                starts.append(near(**middle, **whole, guide=guide.label, ema_guide=std, weight=w))
+                starts.append(near(**main, **whole, guide=guide.label, ema_guide=std, weight=w))
         return list(dict.fromkeys(starts))
 
     def _nearest(self, guides: Sequence[GuideSource], share: float) -> GuideSource | None:

@@ -9,7 +9,11 @@ With x [p] the coordinates of a setting (see `space`), r = 0 .. R - 1 the number
     y_i = m_r + a_r f(x_i) + e_i          f ~ GP(0, k),   e_i ~ N(0, s^2 n_R / n_r),   a_{R-1} = 1
     k(x, x') = v M52(d) g,   d^2 = sum_j ((x_j - x'_j) / l_j)^2,   M52(d) = (1 + sqrt5 d + 5 d^2 / 3) exp(-sqrt5 d)
 
-g is 1, and rho < 1 between settings of different categories (guides from different runs). m_r takes up the bias, a_r that
+g is 1 between settings of one category, and rho < 1 between guides from different runs, as far as there is guidance:
+
+    g = sqrt(1 - (1 - rho) t^2) sqrt(1 - (1 - rho) t'^2) + [same category] (1 - rho) t t'      t, t' the strengths
+
+m_r takes up the bias, a_r that
 a bias added to every distance flattens its logarithm; both are found from the data. v, l, s, rho and a maximise the
 posterior density under broad log-normal priors, which keep them sane when there are three measurements. The logarithm
 because distances span decades, and because a guide that is twice as bad is as informative anywhere.
@@ -29,6 +33,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from autoguidance.tune.grid import Places
+
 # Medians and spreads (of the logarithm) of the priors. Coordinates are scaled so that the range of an axis is about 1 to 3.
 _LENGTH = (1.0, 0.7)
 _VARIANCE = (0.5, 1.0)
@@ -43,8 +49,7 @@ class Surrogate:
     """A fitted Gaussian process; `predict` gives mean and standard deviation of log distance at the largest rung.
 
     Args:
-        coordinates: x, [n, p].
-        categories: [n]; settings of unlike categories are related by rho only.
+        places: x, categories (settings of unlike ones are related by rho only) and strengths of n settings.
         rungs: r, [n], 0 .. R - 1.
         values: the distances, [n], positive and finite.
         counts: images per rung, ascending, R of them.
@@ -55,8 +60,7 @@ class Surrogate:
 
     def __init__(
         self,
-        coordinates: Float[np.ndarray, "n p"],
-        categories: Int64[np.ndarray, "n"],
+        places: Places,
         rungs: Int64[np.ndarray, "n"],
         values: Float[np.ndarray, "n"],
         counts: Sequence[int],
@@ -64,15 +68,14 @@ class Surrogate:
         values = np.asarray(values, dtype=np.float64)
         if not len(values) or not (np.isfinite(values).all() and (values > 0).all()):
             raise ValueError("a surrogate needs at least one positive, finite distance")
-        self._x = torch.as_tensor(np.asarray(coordinates, dtype=np.float64))
-        self._category = torch.as_tensor(np.asarray(categories, dtype=np.int64))
+        self._x, self._category, self._strength = _tensors(places)
         self._rung = torch.as_tensor(np.asarray(rungs, dtype=np.int64))
         if (
             self._x.shape[0] != len(values)
-            or self._category.shape != self._rung.shape
+            or not self._category.shape == self._strength.shape == self._rung.shape
             or len(self._rung) != len(values)
         ):
-            raise ValueError("coordinates, categories, rungs and values do not fit")
+            raise ValueError("places, rungs and values do not fit")
         self._y = torch.from_numpy(np.log(values))
         self._centre = self._y.mean()
         self._num_rungs = len(counts)
@@ -86,9 +89,7 @@ class Surrogate:
             self._factor = torch.linalg.cholesky(covariance)
             self._alpha = torch.cholesky_solve((self._y - self._centre)[:, None], self._factor)[:, 0]
 
-    def expecting(
-        self, coordinates: Float[np.ndarray, "m p"], categories: Int64[np.ndarray, "m"], rungs: Int64[np.ndarray, "m"]
-    ) -> "Surrogate":
+    def expecting(self, places: Places, rungs: Int64[np.ndarray, "m"]) -> "Surrogate":
         """The same process once measurements that are under way have come out as it predicts: the means stay, the uncertainty near
         them shrinks, so that the next proposal goes elsewhere."""
         if not len(rungs):
@@ -97,9 +98,11 @@ class Surrogate:
         rung = torch.as_tensor(np.asarray(rungs, dtype=np.int64))
         slopes = self._unpack(self._theta)[4]
         means = torch.stack([_MEAN_VARIANCE * self._alpha[self._rung == r].sum() for r in range(self._num_rungs)])
-        f = torch.from_numpy(self._mean_of_f(coordinates, categories))
-        believer._x = torch.cat([self._x, torch.as_tensor(np.asarray(coordinates, dtype=np.float64))])
-        believer._category = torch.cat([self._category, torch.as_tensor(np.asarray(categories, dtype=np.int64))])
+        f = torch.cat([cross @ self._alpha for cross in self._cross(places)])
+        x, category, strength = _tensors(places)
+        believer._x = torch.cat([self._x, x])
+        believer._category = torch.cat([self._category, category])
+        believer._strength = torch.cat([self._strength, strength])
         believer._rung = torch.cat([self._rung, rung])
         believer._y = torch.cat([self._y, self._centre + means[rung] + slopes[rung] * f])
         believer._solve()
@@ -112,18 +115,22 @@ class Surrogate:
         slopes = torch.cat([theta[3 + p :].exp(), theta.new_ones(1)])
         return theta[0].exp(), theta[1].exp(), torch.sigmoid(theta[2]), theta[3 : 3 + p].exp(), slopes
 
-    def _kernel(self, a: Tensor, category_a: Tensor, b: Tensor, category_b: Tensor, theta: Tensor) -> Tensor:
+    def _kernel(self, x: Tensor, category: Tensor, strength: Tensor, theta: Tensor) -> Tensor:
+        """Between any settings and those that were measured."""
         variance, _, rho, lengths, _ = self._unpack(theta)
-        squared = ((a[:, None] - b[None]) / lengths).square().sum(-1)
+        squared = ((x[:, None] - self._x[None]) / lengths).square().sum(-1)
         # The square root has no finite slope at 0; the kernel has, so a tiny offset changes nothing but that.
         distance = (5 * squared + 1e-12).sqrt()
         matern = (1 + distance + 5 * squared / 3) * (-distance).exp()
-        return variance * matern * torch.where(category_a[:, None] == category_b[None], torch.ones_like(rho), rho)
+        own = 1 - rho
+        shared = (1 - own * strength.square()).sqrt()[:, None] * (1 - own * self._strength.square()).sqrt()[None]
+        same = (category[:, None] == self._category[None]) * strength[:, None] * self._strength[None]
+        return variance * matern * (shared + own * same)
 
     def _covariance(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         _, noise, _, _, slopes = self._unpack(theta)
         scale = slopes[self._rung]
-        k = self._kernel(self._x, self._category, self._x, self._category, theta) * scale[:, None] * scale[None]
+        k = self._kernel(self._x, self._category, self._strength, theta) * scale[:, None] * scale[None]
         same_rung = self._rung[:, None] == self._rung[None]
         k = k + _MEAN_VARIANCE * same_rung.double()
         return k + torch.diag(noise.square() * self._noise_ratio[self._rung] + 1e-8), scale
@@ -165,19 +172,12 @@ class Surrogate:
         found = theta.detach()
         return found if torch.isfinite(found).all() else torch.tensor(start, dtype=torch.float64)
 
-    def _cross(self, coordinates: np.ndarray, categories: np.ndarray) -> Iterator[Tensor]:
-        x_all = torch.as_tensor(np.asarray(coordinates, dtype=np.float64))
-        category_all = torch.as_tensor(np.asarray(categories, dtype=np.int64))
+    def _cross(self, places: Places) -> Iterator[Tensor]:
         with torch.no_grad():
-            for x, category in zip(x_all.split(8192), category_all.split(8192), strict=True):
-                yield self._kernel(x, category, self._x, self._category, self._theta) * self._cross_scale[None]
+            for part in zip(*(tensor.split(8192) for tensor in _tensors(places)), strict=True):
+                yield self._kernel(*part, self._theta) * self._cross_scale[None]
 
-    def _mean_of_f(self, coordinates: np.ndarray, categories: np.ndarray) -> Float64[np.ndarray, "m"]:
-        return torch.cat([cross @ self._alpha for cross in self._cross(coordinates, categories)]).numpy()
-
-    def predict(
-        self, coordinates: Float[np.ndarray, "m p"], categories: Int64[np.ndarray, "m"]
-    ) -> tuple[Float64[np.ndarray, "m"], Float64[np.ndarray, "m"]]:
+    def predict(self, places: Places) -> tuple[Float64[np.ndarray, "m"], Float64[np.ndarray, "m"]]:
         """Mean and standard deviation of log distance at the largest rung, without the noise of a measurement there.
 
         Where nothing was measured at the largest rung its constant is not known; that of the largest rung that was
@@ -189,7 +189,7 @@ class Surrogate:
         shared = _MEAN_VARIANCE / slope * (self._rung == rung).double()
         variance = self._unpack(self._theta)[0] + _MEAN_VARIANCE / slope.square()
         means, deviations = [], []
-        for cross in self._cross(coordinates, categories):
+        for cross in self._cross(places):
             cross = cross + shared[None]
             means.append(self._centre + cross @ self._alpha)
             z = torch.linalg.solve_triangular(self._factor, cross.T, upper=False)
@@ -200,3 +200,11 @@ class Surrogate:
     def noise(self) -> float:
         """Standard deviation of log distance from measurement to measurement, at the largest rung."""
         return float(self._unpack(self._theta)[1])
+
+
+def _tensors(places: Places) -> tuple[Tensor, Tensor, Tensor]:
+    types = (np.float64, np.int64, np.float64)
+    coordinates, categories, strengths = (
+        torch.as_tensor(np.asarray(array, dtype=kind)) for array, kind in zip(places, types, strict=True)
+    )
+    return coordinates, categories, strengths

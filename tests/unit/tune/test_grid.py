@@ -60,3 +60,28 @@ def test_a_subset_is_drawn_by_seed_and_whole_where_it_fits() -> None:
 def test_axes_that_do_not_fit_are_refused(values, coordinates, categories) -> None:
     with pytest.raises(UserError, match="weight"):
         Axis(name="weight", values=values, coordinates=coordinates, categories=categories)
+
+
+PUSH = Axis(name="weight", values=(1.2, 2.0), coordinates=(-0.8, 0.2), amounts=(0.2, 1.0))
+AGE = Axis(name="guide", values=("a:1", "a:4"), coordinates=(0.0, 1.0), fades=True, scales=(1.0, 0.5))
+FADING = Axis(name="ema_guide", values=(0.05, 0.1, 0.2), coordinates=(-3.0, -2.3, -1.6), fades=True)
+WIDTH = Axis(name="ema_main", values=(0.05, 0.1), coordinates=(-3.0, -2.3))
+
+
+def test_what_a_guide_decides_fades_with_guidance() -> None:
+    grid = Grid((PUSH, AGE, FADING, WIDTH))
+    for w, age, u in ((0, 0, 0.2), (1, 0, 1.0), (0, 1, 0.1), (1, 1, 0.5)):
+        t = 1 - math.exp(-u / 0.3)
+        place = grid.places([(w, age, 2, 1)])
+        assert place.coordinates[0] == pytest.approx([math.log(u + 0.25), t * (age - 0.5), t * 0.7, -2.3])
+        assert place.strengths[0] == pytest.approx(t)
+    # The unguided model: no push, nothing of the guide, and the main model's width.
+    assert grid.without_guidance({"ema_main": 0.1}) == pytest.approx([math.log(0.25), 0.0, 0.0, -2.3])
+    assert grid.without_guidance({"ema_main": 0.07}) is None  # not a width of this grid
+    assert GRID.without_guidance({"ema_main": 0.05}) is None  # no axis says what no guidance is
+
+
+def test_amounts_and_scales_must_fit() -> None:
+    for wrong in ({"amounts": (1.0,)}, {"scales": (0.5, 1.0, 2.0)}):
+        with pytest.raises(UserError, match="weight: one amount and scale per value"):
+            Axis(name="weight", values=(1.2, 2.0), coordinates=(0.0, 1.0), **wrong)

@@ -83,6 +83,13 @@ def test_starts_are_distinct_points_of_the_grid(method: str) -> None:
         assert {space.grid.setting(point)["ema_main"] for point in starts} == {0.1}  # what is known is kept
 
 
+def test_another_width_is_tried_beside_the_known_one() -> None:
+    space = SPACES["autoguidance"]
+    widths = [space.grid.setting(point)["ema_main"] for point in space.starts({"ema_main": 0.1}, 0.05)]
+    assert set(widths) == {0.1, 0.05}
+    assert widths[0] == 0.1  # the known one first
+
+
 def test_one_width_for_both_models() -> None:
     space = SearchSpace("autoguidance", MAIN, SOLVER, GUIDES, label="same EMA for both", same_ema=True)
     assert space.name == "same EMA for both"
