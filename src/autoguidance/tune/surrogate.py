@@ -174,8 +174,9 @@ class Surrogate:
 
     def _cross(self, places: Places) -> Iterator[Tensor]:
         with torch.no_grad():
-            for part in zip(*(tensor.split(8192) for tensor in _tensors(places)), strict=True):
-                yield self._kernel(*part, self._theta) * self._cross_scale[None]
+            parts = (tensor.split(8192) for tensor in _tensors(places))
+            for x, category, strength in zip(*parts, strict=True):
+                yield self._kernel(x, category, strength, self._theta) * self._cross_scale[None]
 
     def predict(self, places: Places) -> tuple[Float64[np.ndarray, "m"], Float64[np.ndarray, "m"]]:
         """Mean and standard deviation of log distance at the largest rung, without the noise of a measurement there.
