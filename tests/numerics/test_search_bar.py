@@ -50,7 +50,7 @@ def test_a_guide_is_found_among_several_in_a_small_search() -> None:
     # Six full measurements are what `study` may have on a CPU. Where guides of one age alone were tried first it ended 39 % above the best.
     landscape = GuidesLandscape(FILE.with_name("landscape-guides.json"))
     fd = landscape.fd[..., -1]
-    assert np.median(fd) > 2 * fd.min()  # most settings are far worse than the best
+    assert np.median(fd) > 1.5 * fd.min()  # most settings are far worse than the best
     assert landscape.unguided[:, -1].min() > 1.3 * fd.min()
     runs = [searched(landscape, 6, seed, push=True, unguided=True, other_width=None) for seed in range(3)]
     assert median(regret for regret, _ in runs) <= 0.06
