@@ -27,7 +27,7 @@ from autoguidance.tune.space import EMA_STDS, WEIGHTS, GuideSource
 MEASUREMENTS = (6, 12)
 NOISE = 0.02
 # (settings are compared by the push, the unguided distances are known, an EMA width of the main model to begin with as well)
-VARIANTS = ((True, True, None), (True, True, 0.03), (False, False, None))
+VARIANTS = ((True, True, None), (True, True, 0.03), (True, False, None), (False, False, None))
 
 
 class GuidesLandscape:

@@ -37,8 +37,8 @@ SOLVERS: tuple[Solver, ...] = (Heun(num_steps=12), Heun(num_steps=8, sigma_min=0
 """Of all measurements. On data this small more than 12 steps change the distance by less than its spread; where the time does not suffice
 for 1,000 images a repeat, 8 steps over the levels that matter lose 4 % (CIFAR-10) and save a third."""
 _FEWEST_STEPS = 1000
-"""Training steps below which a CPU takes `small` in place of `base`, which after 640 was 19 % worse at equal time and samples a quarter
-slower (docs/log.md; longer was not tried)."""
+"""Training steps below which a CPU takes `small` in place of `base`, which after 640 (in a fifth less time) was 19 % worse, and learns a
+quarter fewer images a second (docs/log.md; longer was not tried)."""
 _TRAIN_SHARE, _SEARCH_SHARE = 0.45, 0.6  # of the whole; of what is left after training
 _WORKER_START_SECONDS = 8.0  # a new process imports torch and opens the data
 
@@ -194,38 +194,24 @@ def plan_measuring(
         num_features: of the network that measures.
         num_processes, on_gpu: who measures.
     """
-    plans = (
-        _measuring(plan, source, solver, seconds_left, train_seconds, num_features, num_processes, on_gpu)
-        for solver in SOLVERS
-    )
-    found = next(plans)
-    while found.num_images < _ENOUGH_IMAGES and (cheaper := next(plans, None)) is not None:
-        found = cheaper
-    return found
-
-
-def _measuring(
-    plan: TrainPlan,
-    source: ImageSource,
-    solver: Solver,
-    seconds_left: float,
-    train_seconds: float,
-    num_features: int,
-    num_processes: int,
-    on_gpu: bool,
-) -> MeasurePlan:
-    steps = 2 * solver.num_steps - 1
-    main, small = (steps / rate for rate in plan.evaluation_rates)
     expected = plan.main_images / plan.training_rate
     speed = num_processes * max(0.2, min(1.0 if on_gpu else 0.85, expected / max(train_seconds, 1e-3)))
     seconds_left -= 2 * _WORKER_START_SECONDS
-    cost = {"unguided": main, "cfg": main + small, "cfg+interval": main + 0.6 * small, "autoguidance": 2 * main}
-    if not source.num_classes:
-        cost = {method: cost[method] for method in ("unguided", "autoguidance")}
-    repeats = 3
     final_seconds = (1 - _SEARCH_SHARE) * seconds_left * speed
     most = max(_ENOUGH_IMAGES, min(10_000, source.num_images // 2))
-    num_images = round(min(most, max(128, final_seconds / (repeats * sum(cost.values())))))
+    repeats = 3
+
+    def seconds_per_image(solver: Solver) -> dict[str, float]:
+        main, small = ((2 * solver.num_steps - 1) / rate for rate in plan.evaluation_rates)
+        cost = {"unguided": main, "cfg": main + small, "cfg+interval": main + 0.6 * small, "autoguidance": 2 * main}
+        return cost if source.num_classes else {method: cost[method] for method in ("unguided", "autoguidance")}
+
+    def fits(solver: Solver) -> float:
+        return final_seconds / (repeats * sum(seconds_per_image(solver).values()))
+
+    solver = next((solver for solver in SOLVERS if fits(solver) >= _ENOUGH_IMAGES), SOLVERS[-1])
+    cost = seconds_per_image(solver)
+    num_images = round(min(most, max(128, fits(solver))))
     search_seconds = _SEARCH_SHARE * seconds_left * speed
     shares = {method: METHOD_SHARES[method] / sum(METHOD_SHARES[m] for m in cost) for method in cost}
     samples = {method: int(search_seconds * share / cost[method]) for method, share in shares.items()}

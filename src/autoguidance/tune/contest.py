@@ -72,7 +72,8 @@ class Contest:
             known: dict[str, Value] = {}
             for other in _BUILDS_ON.get(entry.space.method, ()):
                 known.update(self._searched(other, method, state))
-            width = self._searched(_OTHER_WIDTH.get(entry.space.method, method), method, state).get("ema_main")
+            other = _OTHER_WIDTH.get(entry.space.method)
+            width = self._searched(other, method, state).get("ema_main") if other else None
             self._policies[method] = Policy(
                 entry.space.grid,
                 entry.space.starts(known, width),

@@ -13,10 +13,10 @@ g is 1 between settings of one category, and rho < 1 between guides from differe
 
     g = sqrt(1 - (1 - rho) t^2) sqrt(1 - (1 - rho) t'^2) + [same category] (1 - rho) t t'      t, t' the strengths
 
-m_r takes up the bias, a_r that
-a bias added to every distance flattens its logarithm; both are found from the data. v, l, s, rho and a maximise the
-posterior density under broad log-normal priors, which keep them sane when there are three measurements. The logarithm
-because distances span decades, and because a guide that is twice as bad is as informative anywhere.
+m_r takes up the bias, a_r that a bias added to every distance flattens its logarithm; both are found from the data. v, l,
+s, rho and a maximise the posterior density under broad log-normal priors, which keep them sane when there are three
+measurements. The logarithm because distances span decades, and because a guide that is twice as bad is as informative
+anywhere.
 
 All in float64; up to a few hundred measurements, so the cubic cost is nothing beside one measurement.
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from autoguidance.sample import Heun
-from autoguidance.tune import Contest, Entry, Finished, GuideSource, SearchPlan, SearchSpace, State, Unit
+from autoguidance.tune import Contest, Entry, Finished, GuideSource, Policy, SearchPlan, SearchSpace, State, Unit
 
 STDS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 MAIN = GuideSource("run/main", 8192, STDS)
@@ -63,13 +63,37 @@ def test_autoguidance_begins_at_the_widths_that_served_the_others() -> None:
     assert {setting["ema_main"] for setting in begun} == {0.2}
 
 
-def _weak(settings: list[dict[str, Any]]) -> int:
-    return sum(s["method"] == "autoguidance" and s["weight"] <= 1.1 for s in settings)
+def policy_and_push(unguided: bool) -> tuple[Policy, SearchSpace]:
+    """The search for autoguidance on its own; `unguided`: it knows that no guidance gives 4.0 at every width."""
+    space = SearchSpace("autoguidance", MAIN, Heun(), GUIDES)
+    plan = SearchPlan(counts=COUNTS[-1:], budget=20 * COUNTS[-1], finalists=0)
+    known = [({"ema_main": std}, COUNTS[-1], 4.0) for std in STDS] if unguided else []
+    return Policy(space.grid, space.starts({"ema_main": 0.1}), plan, unguided=known), space
+
+
+def first_proposal(slope: float, unguided: bool) -> float:
+    """Push of the first setting that is not a starting point, where log distance goes from log 4 in proportion to the push."""
+    policy, space = policy_and_push(unguided)
+    finished: list[Finished] = []
+    for _ in policy.starts:
+        unit = policy.next(State(tuple(finished)))
+        assert unit is not None
+        finished.append(Finished(unit, 4 * math.exp(slope * _push(unit, space)), {}, len(finished)))
+    unit = policy.next(State(tuple(finished)))
+    assert unit is not None
+    return _push(unit, space)
+
+
+def _push(unit: Unit, space: SearchSpace) -> float:
+    point = space.grid.point(unit.values)
+    assert point is not None
+    return math.exp(space.grid.log_push[space.grid.index[point]]) - 0.25
 
 
 def test_a_search_knows_what_no_guidance_gives() -> None:
-    # Nothing is gained near w = 1: with what the unguided search has measured there is no need to look there.
-    assert _weak(searched(contest("unguided", "autoguidance"))) == 0
+    # All guidance that was tried harms, the more the worse. Who does not know what none gives goes on towards none.
+    assert first_proposal(0.3, unguided=False) < 0.1
+    assert first_proposal(0.3, unguided=True) > 0.5
     # With another sampler those measurements say nothing.
     other = contest("unguided", "autoguidance", solver=Heun(num_steps=5))
     searched(other)
@@ -79,6 +103,5 @@ def test_a_search_knows_what_no_guidance_gives() -> None:
 
 
 def test_stronger_guidance_is_approached() -> None:
-    weights = [s["weight"] for s in searched(contest("unguided", "autoguidance")) if s["method"] == "autoguidance"]
-    assert weights[0] == 2.0
-    assert max(weights) <= 2.75  # the grid reaches 4
+    # All guidance helps, the more the better, up to a push of 1 (w = 2); the grid reaches 3.
+    assert 1 < first_proposal(-0.2, unguided=True) < 1.9
